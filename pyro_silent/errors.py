@@ -1,0 +1,85 @@
+"""Everything pyro_silent raises or warns about, and the place in the user's code it points to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+
+import pyro
+import torch
+
+__all__ = [
+    "ConfigurationError",
+    "IntractableError",
+    "LeakError",
+    "PyroSilentError",
+    "SampledSiteWarning",
+]
+
+
+class PyroSilentError(Exception):
+    """Base class of every error raised on purpose by pyro_silent."""
+
+
+class IntractableError(PyroSilentError, NotImplementedError):
+    """An expectation has no closed form here.
+
+    :ivar site: name of the sample site whose term is refused, if known.
+    :ivar operation: the operation that lost exactness.
+    :ivar latents: names of the latents involved.
+    :ivar location: ``file:line`` in the user's code where exactness was lost.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        site: str | None = None,
+        operation: str | None = None,
+        latents: tuple[str, ...] = (),
+        location: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.site = site
+        self.operation = operation
+        self.latents = latents
+        self.location = location
+
+
+class LeakError(PyroSilentError, RuntimeError):
+    """A program tried to turn a random tensor into a plain Python value or storage.
+
+    Mixing an expectation with one concrete value of the same latent is bias, so it is refused.
+    """
+
+
+class ConfigurationError(PyroSilentError, ValueError):
+    """An argument has a value that makes no sense; the message says what came and what is expected."""
+
+
+class SampledSiteWarning(UserWarning):
+    """The term of one site is estimated from a sample instead of computed exactly."""
+
+
+_LIBRARY_ROOTS = tuple(
+    os.path.dirname(os.path.abspath(path)) + os.sep
+    for path in (torch.__file__, pyro.__file__, __file__)
+)
+_LIBRARY_FILES = frozenset((contextlib.__file__, functools.__file__))
+
+
+def user_location() -> str:
+    """The innermost ``file:line`` on the stack that belongs to none of torch, Pyro and pyro_silent."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not (
+            filename.startswith(_LIBRARY_ROOTS)
+            or filename in _LIBRARY_FILES
+            or filename.startswith("<")
+        ):
+            return f"{filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "<unknown>"

@@ -1,0 +1,286 @@
+"""The affine form y = offset + sum_s C_s (z_s - E z_s), and the few moves all linear rules are made of.
+
+A :class:`Term` is one summand. Each axis of its source is in one of three states:
+
+* ``None``: *contracted*. The coefficient has a leading dim that runs over the axis.
+* a negative ``int`` ``j``: *aligned*. The axis is dim ``j`` of y, element by element.
+* an integer tensor: *gathered*. Its entry at y's element is the position on the axis.
+
+A coefficient has one leading dim per contracted axis, in the order of the source's axes, and then
+the dims of y, of size 1 wherever it does not vary ("compact"). So a decoder shared by a batch keeps a
+coefficient ``[latent, 1, data]`` and no batch of Jacobians is ever built. ``None`` stands for 1.
+Axes of size 1 are always contracted: then an aligned dim is never broadcast, and expanding is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Union
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_silent.random_tensor.source import Source
+
+Axis = Union[None, int, Tensor]
+
+
+class NoForm(Exception):
+    """A rule cannot express its result in the affine form; the argument says why."""
+
+
+class Term:
+    """One summand ``C (z - E z)`` of an affine form; see the module's docstring."""
+
+    __slots__ = ("axes", "coefficient", "source")
+
+    def __init__(self, source: Source, axes: tuple[Axis, ...], coefficient: Tensor | None) -> None:
+        self.source = source
+        self.axes = axes
+        self.coefficient = coefficient
+
+    @property
+    def num_contracted(self) -> int:
+        """How many leading dims the coefficient has."""
+        return sum(axis is None for axis in self.axes)
+
+    def dense_coefficient(self, num_dims: int) -> Tensor:
+        """The coefficient as a tensor also where it is 1."""
+        if self.coefficient is not None:
+            return self.coefficient
+        return self.source.mean.new_ones((1,) * num_dims)
+
+    def matches(self, other: Term) -> bool:
+        """Whether two terms read their source at the same positions, so that they add up to one."""
+        return self.source is other.source and all(
+            a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
+            for a, b in zip(self.axes, other.axes)
+        )
+
+
+class Affine:
+    """A random tensor that is affine in its sources.
+
+    :ivar offset: the mean, a plain tensor of the full shape.
+    :ivar terms: what is random about it.
+    :ivar dtype: the dtype the user sees, where it is not the offset's (integers, bools).
+    :ivar base: ``offset - sum_s C_s E z_s``, compact, where it is known exactly (functions of a
+        discrete scalar); None where nobody asked for it.
+    """
+
+    __slots__ = ("base", "dtype", "offset", "terms")
+
+    def __init__(
+        self,
+        offset: Tensor,
+        terms: tuple[Term, ...],
+        dtype: torch.dtype | None = None,
+        base: Tensor | None = None,
+    ) -> None:
+        self.offset = offset
+        self.terms = terms
+        self.dtype = dtype
+        self.base = base
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the random tensor."""
+        return self.offset.shape
+
+
+def pad_dims(tensor: Tensor, num_leading: int, num_new: int) -> Tensor:
+    """Insert ``num_new`` dims of size 1 between the leading dims and the dims of y."""
+    if num_new == 0:
+        return tensor
+    shape = tensor.shape
+    return tensor.reshape(shape[:num_leading] + (1,) * num_new + shape[num_leading:])
+
+
+def pad_term(term: Term, num_new: int) -> Term:
+    """The term of y seen with ``num_new`` more dims on the left."""
+    if num_new == 0:
+        return term
+    axes = tuple(pad_dims(a, 0, num_new) if isinstance(a, Tensor) else a for a in term.axes)
+    coefficient = term.coefficient
+    if coefficient is not None:
+        coefficient = pad_dims(coefficient, term.num_contracted, num_new)
+    return Term(term.source, axes, coefficient)
+
+
+def pad_terms(form: Affine, num_dims: int) -> tuple[Term, ...]:
+    """The terms of a form seen with ``num_dims`` dims."""
+    num_new = num_dims - form.offset.dim()
+    if num_new == 0:
+        return form.terms
+    return tuple(pad_term(term, num_new) for term in form.terms)
+
+
+def scale_terms(form: Affine, factor: Tensor | float, num_dims: int) -> tuple[Term, ...]:
+    """Terms of ``y * factor`` for a plain factor; ``num_dims`` counts the dims of the product."""
+    if isinstance(factor, Tensor) and not (factor.is_floating_point() or factor.is_complex()):
+        factor = factor.to(form.offset.dtype)
+    terms = []
+    for term in pad_terms(form, num_dims):
+        coefficient = term.coefficient
+        if coefficient is not None:
+            coefficient = coefficient * factor
+        elif isinstance(factor, Tensor):
+            coefficient = pad_dims(factor, 0, num_dims - factor.dim())
+        else:
+            coefficient = term.dense_coefficient(num_dims) * factor
+        terms.append(Term(term.source, term.axes, coefficient))
+    return tuple(terms)
+
+
+def _is_constant(axis: Axis) -> bool:
+    return isinstance(axis, Tensor) and axis.numel() == 1
+
+
+def contract_constants(term: Term, num_dims: int) -> Term:
+    """Rewrite axes read at one fixed position (``z[3]``) as contracted ones, so that terms can merge."""
+    if not any(_is_constant(axis) for axis in term.axes):
+        return term
+    return contract(term, num_dims, lambda axis: _is_constant(axis))
+
+
+def merge_terms(terms: Sequence[Term], num_dims: int) -> tuple[Term, ...]:
+    """Add the terms that read the same source at the same positions."""
+    if len(terms) < 2:
+        return tuple(terms)
+    sources = {term.source for term in terms}
+    if len(sources) == len(terms):
+        return tuple(terms)
+    merged: list[Term] = []
+    for term in terms:
+        term = contract_constants(term, num_dims)
+        for i, other in enumerate(merged):
+            if term.matches(other):
+                total = term.dense_coefficient(num_dims) + other.dense_coefficient(num_dims)
+                merged[i] = Term(term.source, term.axes, total)
+                break
+        else:
+            merged.append(term)
+    return tuple(merged)
+
+
+def depends_on(axis: Axis, dims: Sequence[int]) -> bool:
+    """Whether the position read on a source's axis changes along any of y's ``dims`` (negative)."""
+    if isinstance(axis, int):
+        return axis in dims
+    if isinstance(axis, Tensor):
+        return any(axis.size(dim) != 1 for dim in dims)
+    return False
+
+
+def positions(term: Term, k: int, num_dims: int) -> Tensor:
+    """Where y's elements read axis ``k`` of the source: a compact integer tensor with y's dims."""
+    axis = term.axes[k]
+    if isinstance(axis, Tensor):
+        return axis
+    size = term.source.shape[k]
+    shape = (1,) * (num_dims + axis) + (size,) + (1,) * (-axis - 1)
+    return torch.arange(size, device=term.source.mean.device).view(shape)
+
+
+def contract(term: Term, num_dims: int, which: Callable[[Axis], bool]) -> Term:
+    """Turn the chosen aligned or gathered axes into contracted ones.
+
+    ``C'[k, y] = C[y] * [position(y) == k]``: an identity for an aligned axis, a one-hot for a gathered one.
+    """
+    axes = list(term.axes)
+    coefficient = term.dense_coefficient(num_dims)
+    for k, axis in enumerate(axes):
+        if axis is None or not which(axis):
+            continue
+        size = term.source.shape[k]
+        before = sum(a is None for a in axes[:k])
+        after = sum(a is None for a in axes[k + 1 :])
+        grid = torch.arange(size, device=coefficient.device).view((size,) + (1,) * num_dims)
+        indicator = grid == positions(term, k, num_dims)
+        indicator = pad_dims(indicator, 1, after).to(coefficient.dtype)
+        coefficient = coefficient.unsqueeze(before) * indicator
+        axes[k] = None
+    return Term(term.source, tuple(axes), coefficient)
+
+
+def contract_dims(term: Term, shape: Sequence[int], dims: Sequence[int]) -> Term:
+    """Contract every axis that depends on ``dims`` and spell the coefficient out along them."""
+    term = contract(term, len(shape), lambda axis: depends_on(axis, dims))
+    coefficient = term.dense_coefficient(len(shape))
+    full = list(coefficient.shape)
+    for dim in dims:
+        full[dim] = shape[dim]
+    return Term(term.source, term.axes, coefficient.expand(full))
+
+
+Restructure = Callable[[Tensor, int], Tensor]
+
+
+def restructure(
+    form: Affine, offset: Tensor, move: Restructure, dim_map: Mapping[int, int]
+) -> Affine:
+    """The form after an op that only moves, repeats, drops or zero-fills elements.
+
+    :param move: ``move(tensor, num_leading)`` does the op on a compact tensor with leading dims.
+    :param dim_map: where y's dims go that the op leaves whole (negative -> negative). Axes aligned with
+        any other dim become gathered.
+    """
+    num_dims = form.offset.dim()
+    terms = []
+    for term in form.terms:
+        axes: list[Axis] = []
+        for k, axis in enumerate(term.axes):
+            if axis is None:
+                axes.append(None)
+            elif isinstance(axis, int) and axis in dim_map:
+                axes.append(dim_map[axis])
+            else:
+                axes.append(move(positions(term, k, num_dims), 0))
+        coefficient = term.coefficient
+        if coefficient is not None:
+            coefficient = move(coefficient, term.num_contracted)
+        terms.append(Term(term.source, tuple(axes), coefficient))
+    base = None if form.base is None else move(form.base, 0)
+    return Affine(offset, tuple(terms), form.dtype, base)
+
+
+def apply_linear(
+    form: Affine,
+    offset: Tensor,
+    dims: Sequence[int],
+    function: Restructure,
+    dim_map: Mapping[int, int],
+) -> Affine:
+    """The form after a linear map that mixes elements along ``dims`` (negative).
+
+    :param function: ``function(coefficient, num_leading)`` applies the map (without any constant part)
+        to a coefficient that is spelled out along ``dims`` and compact elsewhere.
+    :param dim_map: where the other dims go. An axis aligned with one of them stays aligned.
+    """
+    terms = []
+    for term in form.terms:
+        term = contract_dims(term, form.shape, dims)
+        coefficient = function(term.dense_coefficient(form.offset.dim()), term.num_contracted)
+        axes = _move_axes(term, form.offset.dim(), offset.dim(), dim_map)
+        terms.append(Term(term.source, axes, coefficient))
+    return Affine(offset, tuple(terms))
+
+
+def _move_axes(
+    term: Term, num_dims: int, new_num_dims: int, dim_map: Mapping[int, int]
+) -> tuple[Axis, ...]:
+    """Axes after dims move by ``dim_map``; gathered axes do not depend on the dims that vanish."""
+    axes: list[Axis] = []
+    for axis in term.axes:
+        if isinstance(axis, int):
+            axis = dim_map[axis]
+        elif isinstance(axis, Tensor):
+            kept = sorted(dim_map, key=lambda dim: dim_map[dim])
+            shape = [1] * new_num_dims
+            for dim in kept:
+                shape[dim_map[dim]] = axis.size(dim)
+            order = [dim for dim in range(-num_dims, 0) if dim not in dim_map] + kept
+            axis = axis.permute(order).reshape(shape)
+        axes.append(axis)
+    return tuple(axes)

@@ -1,0 +1,13 @@
+"""The rule tables. Importing this package fills them."""
+
+from pyro_silent.random_tensor.rules import (  # noqa: F401
+    arithmetic,
+    convolution,
+    indexing,
+    linear,
+    pointwise,
+    structural,
+)
+
+# Last: it wraps rules that exist, and takes out what must be refused.
+from pyro_silent.random_tensor.rules import direct  # noqa: F401, E402, I001

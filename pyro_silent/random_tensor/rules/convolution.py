@@ -1,0 +1,190 @@
+"""Rules for convolutions, pooling, interpolation, and layers that are affine in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_silent.random_tensor.affine import Affine, NoForm, apply_linear, scale_terms
+from pyro_silent.random_tensor.rules.table import rule
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
+
+
+def batched(function: Callable[[Tensor], Tensor], width: int) -> Callable[[Tensor, int], Tensor]:
+    """Run a function of ``[N, *width dims]`` on any number of leading dims."""
+
+    def apply(tensor: Tensor, leading: int) -> Tensor:
+        lead = tensor.shape[: tensor.dim() - width]
+        result = function(tensor.reshape(-1, *tensor.shape[tensor.dim() - width :]))
+        return result.reshape(*lead, *result.shape[1:])
+
+    return apply
+
+
+def on_trailing(
+    form: Affine, width: int, function: Callable[[Tensor], Tensor], offset: Tensor
+) -> Affine:
+    """A linear map of the last ``width`` dims to as many new ones; the dims before are a batch."""
+    dims = list(range(-width, 0))
+    dim_map = {d: d for d in range(-form.offset.dim(), -width)}
+    return apply_linear(form, offset, dims, batched(function, width), dim_map)
+
+
+def _register_convolutions() -> None:
+    for num_spatial in (1, 2, 3):
+        for kind in ("conv", "conv_transpose"):
+            name = f"{kind}{num_spatial}d"
+            function = getattr(F, name)
+
+            def convolution(
+                input: Any,
+                weight: Tensor,
+                bias: Any = None,
+                *args: Any,
+                function: Any = function,
+                width: int = num_spatial + 1,
+                **kwargs: Any,
+            ) -> Affine:
+                if isinstance(weight, RandomTensor):
+                    raise NoForm("a convolution with a random kernel is not affine here")
+                if isinstance(bias, RandomTensor):
+                    plain = function(input, weight, None, *args, **kwargs)
+                    return affine_of(plain + bias.reshape(-1, *(1,) * (width - 1)))
+                form = affine_of(input)
+                offset = function(form.offset, weight, bias, *args, **kwargs)
+                return on_trailing(
+                    form, width, lambda x: function(x, weight, None, *args, **kwargs), offset
+                )
+
+            rule(name)(convolution)
+
+
+_register_convolutions()
+
+
+def _register_poolings() -> None:
+    for name, num_spatial in (
+        ("avg_pool1d", 1),
+        ("avg_pool2d", 2),
+        ("avg_pool3d", 3),
+        ("adaptive_avg_pool1d", 1),
+        ("adaptive_avg_pool2d", 2),
+        ("adaptive_avg_pool3d", 3),
+    ):
+
+        def pooling(
+            input: RandomTensor,
+            *args: Any,
+            function: Any = getattr(F, name),
+            width: int = num_spatial + 1,
+            **kwargs: Any,
+        ) -> Affine:
+            form = affine_of(input)
+            return on_trailing(
+                form,
+                width,
+                lambda x: function(x, *args, **kwargs),
+                function(form.offset, *args, **kwargs),
+            )
+
+        rule(name)(pooling)
+
+
+_register_poolings()
+
+_LINEAR_MODES = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area")
+
+
+@rule("interpolate", "upsample")
+def interpolate(
+    input: RandomTensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **kwargs: Any
+) -> Affine:
+    """Resampling by weights that do not depend on the values."""
+    if mode not in _LINEAR_MODES:
+        raise NoForm(f"interpolation mode {mode!r} is not linear")
+    form = affine_of(input)
+    width = form.offset.dim() - 1
+
+    def resample(tensor: Tensor) -> Tensor:
+        return F.interpolate(tensor, size, scale_factor, mode, **kwargs)
+
+    return on_trailing(form, width, resample, resample(form.offset))
+
+
+def _register_folds() -> None:
+    for name, width in (("unfold", 3), ("fold", 2)):
+
+        def refold(
+            input: RandomTensor,
+            *args: Any,
+            function: Any = getattr(F, name),
+            width: int = width,
+            **kwargs: Any,
+        ) -> Affine:
+            form = affine_of(input)
+            if form.offset.dim() == width:
+                raise NoForm(f"{function.__name__} of an unbatched input; add a batch dim")
+            offset = function(form.offset, *args, **kwargs)
+            dims = list(range(-width, 0))
+            new = offset.dim() - 1
+            dim_map = {-width - 1: -new - 1}
+            return apply_linear(
+                form, offset, dims, batched(lambda x: function(x, *args, **kwargs), width), dim_map
+            )
+
+        rule(f"nn.functional.{name}")(refold)
+
+
+_register_folds()
+
+
+@rule("batch_norm")
+def batch_norm(
+    input: RandomTensor,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *ignored: Any,
+) -> Affine:
+    """Affine where the statistics are the running ones: a scale and a shift per channel."""
+    if training or running_mean is None or running_var is None:
+        raise NoForm("batch norm in training mode divides by the batch's own deviation")
+    form = affine_of(input)
+    offset = F.batch_norm(form.offset, running_mean, running_var, weight, bias, False, momentum, eps)
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    num_dims = offset.dim()
+    return Affine(offset, scale_terms(form, scale.reshape(-1, *(1,) * (num_dims - 2)), num_dims))
+
+
+def _register_dropouts() -> None:
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout",
+                 "feature_alpha_dropout"):
+
+        def dropout(
+            input: RandomTensor,
+            p: float = 0.5,
+            training: bool = True,
+            inplace: bool = False,
+            name: str = name,
+        ) -> Affine:
+            if not training:
+                return affine_of(input)
+            if "alpha" in name or inplace:
+                raise NoForm(f"{name} in training mode is not a plain mask")
+            form = affine_of(input)
+            mask = getattr(F, name)(torch.ones_like(form.offset), p, True)
+            return Affine(form.offset * mask, scale_terms(form, mask, mask.dim()))
+
+        rule(name)(dropout)
+
+
+_register_dropouts()

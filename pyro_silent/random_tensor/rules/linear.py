@@ -1,0 +1,513 @@
+"""Rules for linear maps along dims: matrix products, sums, differences, Fourier transforms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_silent.random_tensor.affine import (
+    Affine,
+    Axis,
+    NoForm,
+    Term,
+    apply_linear,
+    contract_dims,
+    depends_on,
+    merge_terms,
+    pad_dims,
+    pad_terms,
+)
+from pyro_silent.random_tensor.rules.structural import (
+    negative,
+    permuted,
+    reshaped,
+    selected,
+    unsqueezed,
+)
+from pyro_silent.random_tensor.rules.table import rule
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
+
+
+def _aligned_with(term: Term, dim: int) -> int | None:
+    """The one axis that is aligned with ``dim``, if no other axis depends on it."""
+    found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
+    if len(found) == 1 and isinstance(term.axes[found[0]], int):
+        return found[0]
+    return None
+
+
+def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
+    """``x @ weight`` for a plain ``weight[..., k, m]`` and x of at least two dims."""
+    num_dims = offset.dim()
+    terms = []
+    for term in form.terms:
+        num_new = num_dims - form.offset.dim()
+        k = _aligned_with(term, -1)
+        if k is None:
+            term = contract_dims(term, form.shape, [-1])
+            coefficient = pad_dims(term.dense_coefficient(form.offset.dim()), term.num_contracted, num_new)
+            axes = tuple(pad_dims(a, 0, num_new) if isinstance(a, Tensor) else a for a in term.axes)
+            terms.append(Term(term.source, axes, coefficient @ weight))
+        else:
+            terms.append(_diagonal_times(term, k, weight, num_dims, num_new))
+    return Affine(offset, merge_terms(terms, num_dims))
+
+
+def _diagonal_times(term: Term, k: int, weight: Tensor, num_dims: int, num_new: int) -> Term:
+    """A source axis aligned with the summed dim: the product is a row scaling, no identity needed."""
+    before = sum(axis is None for axis in term.axes[:k])
+    after = sum(axis is None for axis in term.axes[k + 1 :])
+    # weight[..., k, m] -> [1.., k, 1.., batch dims, 1 (row), m]
+    rows = weight.movedim(-2, 0).unsqueeze(-2)
+    rows = pad_dims(rows, 1, num_dims - (rows.dim() - 1))
+    rows = rows.reshape((1,) * before + rows.shape[:1] + (1,) * after + rows.shape[1:])
+    axes = tuple(
+        None if i == k else pad_dims(a, 0, num_new) if isinstance(a, Tensor) else a
+        for i, a in enumerate(term.axes)
+    )
+    if term.coefficient is None:
+        return Term(term.source, axes, rows)
+    coefficient = pad_dims(term.coefficient, before + after, num_new)
+    coefficient = coefficient.movedim(-1, before).unsqueeze(-1)
+    return Term(term.source, axes, coefficient * rows)
+
+
+def matrix_product(input: Any, other: Any) -> Affine:
+    """``input @ other`` with one plain operand, by torch's shape rules."""
+    if isinstance(input, RandomTensor) and isinstance(other, RandomTensor):
+        raise NoForm("the product of two random tensors is not affine")
+    if isinstance(other, RandomTensor):
+        return _left_product(input, affine_of(other))
+    form = affine_of(input)
+    offset = form.offset @ other
+    vector, column = form.offset.dim() == 1, other.dim() == 1
+    if vector:
+        form = unsqueezed(form, -2)
+    weight = other.unsqueeze(-1) if column else other
+    result = multiplied(form, form.offset @ weight, weight)
+    if column:
+        result = selected(result, -1, 0)
+    if vector:
+        result = selected(result, -1 if column else -2, 0)
+    return Affine(offset, result.terms)
+
+
+def _left_product(weight: Tensor, form: Affine) -> Affine:
+    """``weight @ x`` as ``(x' @ weight')'``."""
+    vector, row = form.offset.dim() == 1, weight.dim() == 1
+    form = unsqueezed(form, -2) if vector else permuted(form, _swapped(form.offset.dim()))
+    weight = weight.unsqueeze(-1) if row else weight.mT
+    result = multiplied(form, form.offset @ weight, weight)
+    result = permuted(result, _swapped(result.offset.dim()))
+    if row:
+        result = selected(result, -2, 0)
+    if vector:
+        result = selected(result, -1, 0)
+    return result
+
+
+def _swapped(num_dims: int) -> list[int]:
+    return [*range(-num_dims, -2), -1, -2]
+
+
+@rule("matmul", "mm", "bmm", "mv", "__matmul__", "linalg.matmul")
+def matmul(input: Any, other: Any) -> Affine:
+    """A matrix product with one plain operand."""
+    return matrix_product(input, other)
+
+
+@rule("__rmatmul__")
+def rmatmul(input: Any, other: Any) -> Affine:
+    """``other @ input``."""
+    return matrix_product(other, input)
+
+
+@rule("linear")
+def linear(input: Any, weight: Any, bias: Any = None) -> Affine:
+    """``x @ weight.T + bias``; random weights on plain inputs too."""
+    if isinstance(weight, RandomTensor):
+        result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
+    else:
+        form = affine_of(input)
+        if weight.dim() == 1 or form.offset.dim() == 1:
+            result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
+        else:
+            offset = torch.nn.functional.linear(
+                form.offset, weight, None if isinstance(bias, RandomTensor) else bias
+            )
+            result = multiplied(form, offset, weight.mT)
+            if not isinstance(bias, RandomTensor):
+                return result
+    return result if bias is None else _plus(result, bias)
+
+
+def _plus(form: Affine, other: Any) -> Affine:
+    if not isinstance(other, RandomTensor):
+        return Affine(form.offset + other, form.terms)
+    b = affine_of(other)
+    offset = form.offset + b.offset
+    terms = pad_terms(form, offset.dim()) + pad_terms(b, offset.dim())
+    return Affine(offset, merge_terms(terms, offset.dim()))
+
+
+def _is_random(*values: Any) -> bool:
+    return any(isinstance(value, RandomTensor) for value in values)
+
+
+@rule("dot", "inner", "vdot")
+def dot(input: Any, other: Any) -> Affine:
+    """The inner product along the last dim, one operand plain."""
+    if input.dim() > 1 or other.dim() > 1:
+        return matrix_product(input, other.mT if other.dim() > 1 else other)
+    return matrix_product(input, other)
+
+
+@rule("linalg.vecdot")
+def vecdot(input: Any, other: Any, *, dim: int = -1) -> Affine:
+    """Inner products along one dim, one operand plain."""
+    return affine_of((input * other).sum(dim))
+
+
+@rule("outer", "ger")
+def outer(input: Any, vec2: Any) -> Affine:
+    """``x_i c_j``, one operand plain."""
+    return affine_of(input.unsqueeze(-1) * vec2)
+
+
+@rule("kron")
+def kron(input: Any, other: Any) -> Affine:
+    """The Kronecker product of two matrices, one operand plain."""
+    if input.dim() != 2 or other.dim() != 2:
+        raise NoForm("kron of other than two matrices")
+    product = input[:, None, :, None] * other[None, :, None, :]
+    return affine_of(product.reshape(input.size(0) * other.size(0), -1))
+
+
+def _register_added_products() -> None:
+    products: dict[str, Callable[[Any, Any], Any]] = {
+        "addmm": torch.matmul,
+        "addmv": torch.matmul,
+        "baddbmm": torch.matmul,
+        "addbmm": lambda a, b: torch.matmul(a, b).sum(0),
+        "addr": torch.outer,
+    }
+    for name, product in products.items():
+
+        def added(
+            input: Any,
+            a: Any,
+            b: Any,
+            *,
+            beta: float = 1,
+            alpha: float = 1,
+            product: Callable[[Any, Any], Any] = product,
+        ) -> Affine:
+            return affine_of(beta * input + alpha * product(a, b))
+
+        rule(name)(added)
+
+
+_register_added_products()
+
+
+@rule("bilinear")
+def bilinear(input1: Any, input2: Any, weight: Tensor, bias: Any = None) -> Affine:
+    """``x' W_o y + b_o`` with one of x, y plain."""
+    if _is_random(input1) and _is_random(input2):
+        raise NoForm("the product of two random tensors is not affine")
+    if _is_random(input1):
+        result = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    else:
+        result = torch.einsum("...j,oij,...i->...o", input2, weight, input1)
+    return affine_of(result if bias is None else result + bias)
+
+
+@rule("tensordot")
+def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Affine:
+    """Sums of products over chosen dims, one operand plain."""
+    if isinstance(dims, int):
+        first, second = list(range(a.dim() - dims, a.dim())), list(range(dims))
+    else:
+        first, second = ([d] if isinstance(d, int) else list(d) for d in dims)
+    first = [d % a.dim() for d in first]
+    second = [d % b.dim() for d in second]
+    free_a = [d for d in range(a.dim()) if d not in first]
+    free_b = [d for d in range(b.dim()) if d not in second]
+    n = math.prod(a.size(d) for d in first)
+    left = a.permute(free_a + first).reshape(-1, n)
+    right = b.permute(second + free_b).reshape(n, -1)
+    product = left @ right
+    return affine_of(
+        product.reshape([a.size(d) for d in free_a] + [b.size(d) for d in free_b])
+    )
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _parse(equation: str, operands: Sequence[Any]) -> tuple[list[str], str]:
+    """Subscripts of inputs and output with every ellipsis spelled out in fresh letters."""
+    equation = equation.replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    inputs = left.split(",")
+    unused = [c for c in _LETTERS if c not in equation]
+    width = max(
+        (op.dim() - len(sub.replace("...", "")) for sub, op in zip(inputs, operands) if "..." in sub),
+        default=0,
+    )
+    dots = "".join(unused[:width])
+    spelled = []
+    for sub, operand in zip(inputs, operands):
+        if "..." in sub:
+            own = operand.dim() - len(sub.replace("...", ""))
+            sub = sub.replace("...", dots[width - own :])
+        spelled.append(sub)
+    if arrow:
+        return spelled, right.replace("...", dots)
+    letters = "".join(spelled)
+    once = sorted(c for c in set(letters) if letters.count(c) == 1 and c not in dots)
+    return spelled, dots + "".join(once)
+
+
+@rule("einsum")
+def einsum(equation: Any, *operands: Any) -> Affine:
+    """An einsum with one random operand."""
+    if not isinstance(equation, str):
+        raise NoForm("einsum with sublists; write a subscripts string")
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    inputs, output = _parse(equation, operands)
+    random = [i for i, op in enumerate(operands) if isinstance(op, RandomTensor)]
+    if len(random) != 1:
+        raise NoForm("the product of two random tensors is not affine")
+    at = random[0]
+    form, subscript = affine_of(operands[at]), inputs[at]
+    if len(set(subscript)) < len(subscript):
+        raise NoForm("a repeated subscript; write Tensor.diagonal first")
+    rest = [op for i, op in enumerate(operands) if i != at]
+    others = [sub for i, sub in enumerate(inputs) if i != at]
+    lead = [c for c in _LETTERS if c not in "".join(inputs)]
+
+    def apply(tensor: Tensor, leading: int) -> Tensor:
+        extra = "".join(lead[:leading])
+        inner = ",".join([extra + subscript, *others])
+        return torch.einsum(f"{inner}->{extra}{output}", tensor, *rest)
+
+    width = len(subscript)
+    summed = [i - width for i, c in enumerate(subscript) if c not in output]
+    dim_map = {
+        i - width: output.index(c) - len(output)
+        for i, c in enumerate(subscript)
+        if c in output
+    }
+    # A dim of size 1 that another operand broadcasts is no longer aligned with anything: as ever.
+    return apply_linear(form, apply(form.offset, 0), summed, apply, dim_map)
+
+
+def _dims(dim: Any, num_dims: int) -> list[int]:
+    if dim is None or (isinstance(dim, (tuple, list)) and not dim):
+        return list(range(-num_dims, 0))
+    return [negative(d, num_dims) for d in ([dim] if isinstance(dim, int) else dim)]
+
+
+def summed(form: Affine, dims: Sequence[int], keepdim: bool) -> Affine:
+    """Sum over dims (negative), one at a time, all kept with size 1 until the end."""
+    for dim in dims:
+        form = _sum_dim(form, dim)
+    if not keepdim and dims:
+        kept = [n for d, n in zip(range(-form.offset.dim(), 0), form.shape) if d not in dims]
+        form = reshaped(form, torch.Size(kept))
+    return form
+
+
+def _sum_dim(form: Affine, dim: int) -> Affine:
+    num_dims, size = form.offset.dim(), form.shape[dim]
+    offset = form.offset.sum(dim, keepdim=True)
+    terms = []
+    for term in form.terms:
+        found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
+        if not found:
+            coefficient = term.dense_coefficient(num_dims)
+            if coefficient.size(dim) == 1:
+                coefficient = coefficient * size
+            else:
+                coefficient = coefficient.sum(dim, keepdim=True)
+            terms.append(Term(term.source, term.axes, coefficient))
+        elif len(found) == 1:
+            terms.append(_sum_aligned(term, found[0], dim, form.shape))
+        else:
+            term = contract_dims(term, form.shape, [dim])
+            coefficient = term.dense_coefficient(num_dims).sum(dim, keepdim=True)
+            terms.append(Term(term.source, term.axes, coefficient))
+    return Affine(offset, merge_terms(terms, num_dims))
+
+
+def _sum_aligned(term: Term, k: int, dim: int, shape: torch.Size) -> Term:
+    """Sum along a dim on which one source axis lies: the dim becomes the axis's leading dim."""
+    num_dims = len(shape)
+    axis = term.axes[k]
+    before = sum(a is None for a in term.axes[:k])
+    coefficient = term.dense_coefficient(num_dims)
+    axes: list[Axis] = list(term.axes)
+    axes[k] = None
+    full = list(coefficient.shape)
+    full[dim] = shape[dim]
+    if isinstance(axis, Tensor):
+        if any(axis.size(d) != 1 for d in range(-num_dims, 0) if d != dim):
+            term = contract_dims(term, shape, [dim])
+            total = term.dense_coefficient(num_dims).sum(dim, keepdim=True)
+            return Term(term.source, term.axes, total)
+        rows = coefficient.expand(full).movedim(dim, 0)
+        zeros = rows.new_zeros(term.source.shape[k : k + 1] + rows.shape[1:])
+        moved = zeros.index_add(0, axis.reshape(-1), rows)
+    else:
+        moved = coefficient.expand(full).movedim(dim, 0)
+    # [size, leading.., y without dim] -> leading dim in its place, y's dim of size 1
+    moved = moved.unsqueeze(moved.dim() + 1 + dim)
+    return Term(term.source, tuple(axes), moved.movedim(0, before))
+
+
+@rule("sum", "nansum")
+def sum_(input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Affine:
+    """Sums over dims."""
+    if len(dims) == 2 and isinstance(dims[1], bool):
+        dims, keepdim = dims[:1], dims[1]
+    if dims:
+        dim = dims[0] if len(dims) == 1 else dims
+    form = affine_of(input)
+    return summed(form, _dims(dim, form.offset.dim()), keepdim)
+
+
+@rule("mean")
+def mean(input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Affine:
+    """Averages over dims."""
+    if len(dims) == 2 and isinstance(dims[1], bool):
+        dims, keepdim = dims[:1], dims[1]
+    if dims:
+        dim = dims[0] if len(dims) == 1 else dims
+    form = affine_of(input)
+    over = _dims(dim, form.offset.dim())
+    count = math.prod(form.shape[d] for d in over)
+    total = summed(form, over, keepdim)
+    scale = 1.0 / count if count else math.nan
+    terms = tuple(
+        Term(t.source, t.axes, t.dense_coefficient(total.offset.dim()) * scale) for t in total.terms
+    )
+    return Affine(total.offset * scale, terms)
+
+
+def along_dim(form: Affine, dim: int, function: Callable[[Tensor], Tensor]) -> Affine:
+    """A linear function of the values along one dim (negative), which stays in place."""
+    dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
+    return apply_linear(
+        form, function(form.offset), [dim], lambda tensor, leading: function(tensor), dim_map
+    )
+
+
+@rule("cumsum")
+def cumsum(input: RandomTensor, dim: int, *, dtype: Any = None) -> Affine:
+    """Running sums along a dim."""
+    form = affine_of(input)
+    if form.offset.dim() == 0:
+        return form
+    d = negative(dim, form.offset.dim())
+    return along_dim(form, d, lambda tensor: tensor.cumsum(d))
+
+
+@rule("diff")
+def diff(input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Affine:
+    """Differences of neighbours along a dim."""
+    pieces = [piece for piece in (prepend, input, append) if piece is not None]
+    tensor = torch.cat(pieces, dim) if len(pieces) > 1 else input
+    for _ in range(n):
+        size = tensor.size(dim)
+        tensor = tensor.narrow(dim, 1, size - 1) - tensor.narrow(dim, 0, size - 1)
+    return affine_of(tensor)
+
+
+@rule("trace")
+def trace(input: RandomTensor) -> Affine:
+    """The sum of a matrix's diagonal."""
+    return affine_of(input.diagonal().sum())
+
+
+@rule("diag_embed")
+def diag_embed(input: RandomTensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Affine:
+    """A vector as the diagonal of a matrix of zeros."""
+    if (dim1, dim2) != (-2, -1):
+        raise NoForm("diag_embed into other dims than the last two")
+    size = input.size(-1)
+    eye = torch.diag_embed(torch.ones(size, device=input.device), offset)
+    rows = torch.arange(eye.size(0), device=input.device) - max(-offset, 0)
+    return affine_of(input.index_select(-1, rows.clamp(0, size - 1)).unsqueeze(-1) * eye.to(input.dtype))
+
+
+_FFT = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+
+
+def _register_transforms() -> None:
+    for name in _FFT:
+
+        def transform(
+            input: RandomTensor,
+            n: Any = None,
+            dim: int = -1,
+            norm: Any = None,
+            function: Any = getattr(torch.fft, name),
+        ) -> Affine:
+            form = affine_of(input)
+            d = negative(dim, form.offset.dim())
+            return along_dim(form, d, lambda tensor: function(tensor, n, d, norm))
+
+        rule(f"fft.{name}")(transform)
+    for name in ("fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"):
+
+        def transform_all(
+            input: RandomTensor,
+            s: Any = None,
+            dim: Any = (-2, -1) if name.endswith("2") else None,
+            norm: Any = None,
+            function: Any = getattr(torch.fft, name),
+        ) -> Affine:
+            form = affine_of(input)
+            dims = _dims(dim, form.offset.dim())
+            dim_map = {d: d for d in range(-form.offset.dim(), 0) if d not in dims}
+            return apply_linear(
+                form,
+                function(form.offset, s, dims, norm),
+                dims,
+                lambda tensor, leading: function(tensor, s, dims, norm),
+                dim_map,
+            )
+
+        rule(f"fft.{name}")(transform_all)
+    for name in ("fftshift", "ifftshift"):
+
+        def shift(input: RandomTensor, dim: Any = None, name: str = name) -> Affine:
+            dims = _dims(dim, input.dim())
+            sizes = [input.size(d) // 2 for d in dims]
+            if name == "ifftshift":
+                sizes = [-size for size in sizes]
+            return affine_of(torch.roll(input, sizes, dims))
+
+        rule(f"fft.{name}")(shift)
+
+
+_register_transforms()
+
+
+@rule("linalg.solve_triangular")
+def solve_triangular(
+    input: Tensor, B: RandomTensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Affine:
+    """``A^-1 x`` for a plain triangular A."""
+    if isinstance(input, RandomTensor) or not left:
+        raise NoForm("a random triangular matrix, or a solve from the right, is not affine here")
+    eye = torch.eye(input.size(-1), dtype=input.dtype, device=input.device)
+    inverse = torch.linalg.solve_triangular(input, eye, upper=upper, unitriangular=unitriangular)
+    return _left_product(inverse, affine_of(B))
+

@@ -1,0 +1,451 @@
+"""RandomTensor: a tensor without storage that carries the law of a tensor through torch code."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.overrides import resolve_name
+
+from pyro_silent.errors import IntractableError, LeakError, user_location
+from pyro_silent.random_tensor.affine import Affine, NoForm, Term
+from pyro_silent.random_tensor.source import Source, find_source
+
+_no_subclass = torch._C.DisableTorchFunctionSubclass
+
+RULES: dict[Callable, Callable] = {}
+"""torch function -> rule. A rule takes the function's arguments and returns an Affine, or a list of them."""
+
+DIRECT: dict[Callable, Callable] = {}
+"""torch function -> what to do instead, for functions that return something else than random tensors."""
+
+
+class Call(NamedTuple):
+    """How a random tensor was made: enough to make it again from concrete values."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    grad_enabled: bool
+
+
+class Lost(NamedTuple):
+    """Where and why a tensor lost its form."""
+
+    operation: str
+    location: str
+    reason: str
+
+
+class RandomTensor(Tensor):
+    """A ``torch.Tensor`` that stands for the *law* of a tensor and holds no values.
+
+    It has shape, dtype and device. Linear and structural torch functions keep the affine form
+    ``y = offset + sum_s C_s (z_s - E z_s)`` exact; any other function leaves a tensor whose law is known
+    only as a program, which can be sampled but has no :func:`mean`. What would turn it into numbers
+    (``bool``, ``float``, ``numpy``, in-place writes, ``out=``) raises :class:`LeakError`.
+
+    Cost: one rule takes about 10 us beside the torch function itself; coefficients have size 1 along
+    every dim they do not depend on.
+
+    Made by :func:`random_tensor` and by the losses, not by its constructor.
+    """
+
+    _form: Affine | None
+    _call: Call | None
+    _index: int | None
+    _source: Source | None
+    _lost: Lost | None
+    _alias: RandomTensor | None
+    _written: str | None
+    _integral: bool
+
+    @staticmethod
+    def __new__(cls, *args: Any, **kwargs: Any) -> RandomTensor:
+        """Refuse: use :func:`random_tensor`."""
+        raise TypeError(
+            "RandomTensor has no public constructor; write pyro_silent.random_tensor(distribution)"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Look the function up in the rule tables."""
+        direct = DIRECT.get(func)
+        if direct is not None:
+            return direct(*args, **kwargs) if kwargs else direct(*args)
+        return apply_rule(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Whatever gets below the function level (vmap, jit, C++ code) would need values: refuse."""
+        raise leak(func)
+
+    def __repr__(self, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
+        """Shape, latents, and where exactness was lost if it was."""
+        head = f"RandomTensor(shape={tuple(self.shape)}, dtype={self.dtype}"
+        if self._form is not None:
+            names = list(dict.fromkeys(term.source.name for term in self._form.terms))
+            return f"{head}, affine in {names})"
+        if self._lost is None:
+            return f"{head}, sampled in {list(latents_of(self))})"
+        return f"{head}, no form since {self._lost.operation} at {self._lost.location})"
+
+    def __format__(self, spec: str) -> str:
+        """The repr; a numeric format would need a value."""
+        if spec:
+            raise leak(Tensor.__format__, self)
+        return repr(self)
+
+    def __hash__(self) -> int:
+        """Identity, as for every tensor."""
+        return id(self)
+
+
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The function's rule where there is one and it applies; else a tensor without a form."""
+    rule = RULES.get(func)
+    if kwargs:
+        kwargs = {_NUMPY_NAMES.get(key, key): value for key, value in kwargs.items()}
+        if kwargs.get("out") is not None:
+            raise leak(func, *random_tensors((args, kwargs)))
+    if rule is None:
+        return lazy(func, args, kwargs, "")
+    try:
+        result = rule(*args, **kwargs)
+    except NoForm as reason:
+        return lazy(func, args, kwargs, str(reason))
+    call = Call(func, args, kwargs, torch.is_grad_enabled())
+    if type(result) is Affine:
+        return wrap(result, call, None)
+    return type_of_outputs(func)(wrap(form, call, i) for i, form in enumerate(result))
+
+
+def type_of_outputs(func: Callable) -> type:
+    """torch returns a tuple of tensors almost everywhere."""
+    return list if func in (torch.meshgrid,) else tuple
+
+
+def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> RandomTensor:
+    tensor = Tensor._make_wrapper_subclass(RandomTensor, shape, dtype=dtype, device=device)
+    tensor._source = tensor._lost = tensor._alias = tensor._written = None
+    tensor._call = tensor._form = tensor._index = None
+    tensor._integral = False
+    return tensor
+
+
+def wrap(form: Affine, call: Call, index: int | None) -> RandomTensor:
+    """A random tensor for the result of a rule."""
+    if not call.grad_enabled:
+        form = _without_grad(form)
+    offset = form.offset
+    dtype = form.dtype or offset.dtype
+    if form.dtype is None and any_integral(call.args):
+        outputs = on_meta(call.function, call.args, call.kwargs)
+        dtype = (outputs if index is None else outputs[index]).dtype
+    tensor = _new(offset.shape, dtype, offset.device)
+    tensor._integral = dtype is not offset.dtype
+    tensor._form = form
+    tensor._call = call
+    tensor._index = index
+    return tensor
+
+
+def constant(value: Tensor) -> Affine:
+    """A plain tensor as an affine form without terms."""
+    return Affine(value, ())
+
+
+def any_integral(args: Sequence[Any]) -> bool:
+    """Whether a random tensor of an integer or bool dtype is among the arguments."""
+    for arg in args:
+        if type(arg) is RandomTensor:
+            if arg._integral:
+                return True
+        elif isinstance(arg, (list, tuple)) and any_integral(arg):
+            return True
+    return False
+
+
+def _without_grad(form: Affine) -> Affine:
+    """What an op inside ``torch.no_grad()`` leaves: no gradient into coefficients or moments."""
+    if any(term.source.under_grad for term in form.terms) and _inside_autograd_function():
+        raise LeakError(
+            f"a random tensor was passed to a custom autograd.Function at {user_location()}: its "
+            "backward cannot be carried through an expectation. Write the function with torch "
+            'operations, or mark the guide site with infer={"silent": False}.'
+        )
+    return detach_form(form)
+
+
+def detach_form(form: Affine) -> Affine:
+    """The same law with no gradient."""
+    terms = tuple(
+        Term(
+            term.source.detached(),
+            term.axes,
+            None if term.coefficient is None else term.coefficient.detach(),
+        )
+        for term in form.terms
+    )
+    return Affine(form.offset.detach(), terms)
+
+
+def _inside_autograd_function() -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and any(
+            isinstance(value, torch.autograd.function.FunctionCtx)
+            for value in list(frame.f_locals.values())[:1]
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply a function to every tensor in a nest of tuples, lists, dicts and slices."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, (tuple, list)):
+        items = [map_tensors(function, item) for item in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(map_tensors(function, v) for v in (value.start, value.stop, value.step)))
+    return value
+
+
+def random_tensors(value: Any) -> list[RandomTensor]:
+    """All random tensors in a nest of arguments."""
+    found: list[RandomTensor] = []
+    map_tensors(lambda t: found.append(t) if isinstance(t, RandomTensor) else None, value)
+    return found
+
+
+def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The outputs' shapes and dtypes, from a run without data."""
+
+    def blank(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, RandomTensor):
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        return tensor.detach().to("meta")
+
+    kwargs = {k: v for k, v in kwargs.items() if k != "device"}
+    with torch.no_grad():
+        return function(*map_tensors(blank, args), **map_tensors(blank, kwargs))
+
+
+def operation_name(function: Callable) -> str:
+    """A function as the user wrote it: ``torch.tanh``, ``Tensor.view``."""
+    name = resolve_name(function) or getattr(function, "__name__", repr(function))
+    return str(name).replace("torch.Tensor.", "Tensor.")
+
+
+def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
+    """The error for an operation that needs the values of a random tensor."""
+    names = sorted({name for tensor in tensors for name in latents_of(tensor)})
+    latent = f" of latent {', '.join(map(repr, names))}" if names else ""
+    return LeakError(
+        f"{operation_name(function)} at {user_location()} needs the value{latent}, but an analytic "
+        "latent is a law and has no value; one drawn value would bias the expectation. Write the "
+        "step with torch operations out of place (torch.where instead of if, z = z + 1 instead of "
+        'z.add_(1), torch.stack instead of writing into a buffer), or mark the guide site with '
+        'infer={"silent": False} to have it sampled.'
+    )
+
+
+def latents_of(tensor: RandomTensor) -> tuple[str, ...]:
+    """Names of the latents a random tensor depends on, in the order they were met."""
+    names: dict[str, None] = {}
+    seen: set[int] = set()
+    stack = [tensor]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node._source is not None:
+            names[node._source.name] = None
+        if node._call is not None:
+            stack.extend(random_tensors((node._call.args, node._call.kwargs)))
+    return tuple(names)
+
+
+def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -> Any:
+    """The result of an op without a rule: a tensor that is known as a program only."""
+    name = getattr(function, "__name__", "")
+    inputs = random_tensors((args, kwargs))
+    if getattr(function, "__module__", "") == "torch.nn.functional":
+        args, kwargs = _out_of_place(function, args, kwargs)
+    if kwargs.get("out") is not None or (name.endswith("_") and not name.endswith("__")):
+        raise leak(function, *inputs)
+    for tensor in inputs:
+        check_not_overwritten(tensor)
+    try:
+        outputs = on_meta(function, args, kwargs)
+    except NotImplementedError as error:
+        raise leak(function, *inputs) from error
+    lost = next((t._lost for t in inputs if t._form is None), None)
+    if lost is None:
+        operation = operation_name(function)
+        lost = Lost(operation, user_location(), reason or f"{operation} is not affine")
+    call = Call(function, args, kwargs, torch.is_grad_enabled())
+    device = inputs[0].device
+
+    def node(output: Any, index: int | None) -> RandomTensor:
+        if not isinstance(output, Tensor):
+            raise leak(function, *inputs)
+        tensor = _new(output.shape, output.dtype, device)
+        tensor._call = call
+        tensor._index = index
+        tensor._lost = lost
+        return tensor
+
+    if isinstance(outputs, (tuple, list)):
+        items = [node(output, i) for i, output in enumerate(outputs)]
+        return type(outputs)(items)
+    return node(outputs, None)
+
+
+def _out_of_place(function: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """``F.relu(h, inplace=True)`` as an op that makes a new tensor and retires the old one."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return args, kwargs
+    if not bound.arguments.get("inplace"):
+        return args, kwargs
+    retire(bound.args[0])
+    bound.arguments["inplace"] = False
+    return bound.args, bound.kwargs
+
+
+def storage_of(tensor: RandomTensor) -> RandomTensor:
+    """The tensor whose memory this one would share in torch: itself, or what it is a view of."""
+    return tensor if tensor._alias is None else tensor._alias
+
+
+def retire(tensor: RandomTensor) -> None:
+    """Note that a tensor, and all that shares memory with it, was changed in place."""
+    storage_of(tensor)._written = user_location()
+
+
+def check_not_overwritten(tensor: RandomTensor) -> None:
+    """An in-place operator rebinds one name; using the old tensor by another name is refused."""
+    base = storage_of(tensor)
+    if base._written is not None:
+        raise LeakError(
+            f"a random tensor is used at {user_location()} after it, or a tensor it shares memory "
+            f"with, was changed in place at {base._written}. Write that line out of place: "
+            "z = z + 1 instead of z += 1."
+        )
+
+
+def affine_of(tensor: RandomTensor) -> Affine:
+    """The form of a rule's argument."""
+    if tensor._written is not None or tensor._alias is not None:
+        check_not_overwritten(tensor)
+    if tensor._form is None:
+        raise NoForm("")
+    return tensor._form
+
+
+def from_source(source: Source, dtype: torch.dtype | None = None) -> RandomTensor:
+    """A fresh random tensor, aligned with its source on every axis."""
+    num_dims = len(source.shape)
+    axes = tuple(k - num_dims if size != 1 else None for k, size in enumerate(source.shape))
+    num_contracted = sum(axis is None for axis in axes)
+    coefficient = None
+    if num_contracted:
+        coefficient = source.mean.new_ones((1,) * (num_contracted + num_dims))
+    form = Affine(source.mean, (Term(source, axes, coefficient),))
+    tensor = _new(source.shape, dtype or source.mean.dtype, source.mean.device)
+    tensor._form = form
+    tensor._source = source
+    return tensor
+
+
+def index_from_source(source: Source) -> RandomTensor:
+    """The integer tensor of a categorical source: ``sum_k k [z = k]``."""
+    size = source.shape[-1]
+    num_dims = len(source.shape) - 1
+    axes = tuple(k - num_dims if n != 1 else None for k, n in enumerate(source.shape[:-1]))
+    grid = torch.arange(size, device=source.mean.device, dtype=source.mean.dtype)
+    num_contracted = sum(axis is None for axis in axes)
+    coefficient = grid.view((1,) * num_contracted + (size,) + (1,) * num_dims)
+    offset = source.mean @ grid
+    tensor = _new(offset.shape, torch.int64, offset.device)
+    base = offset.new_zeros((1,) * num_dims)
+    tensor._form = Affine(
+        offset, (Term(source, (*axes, None), coefficient),), torch.int64, base
+    )
+    tensor._integral = True
+    tensor._source = source
+    return tensor
+
+
+def opaque(call: Call, like: Tensor, shape: Sequence[int], lost: Lost) -> RandomTensor:
+    """A tensor known only through how it is drawn."""
+    tensor = _new(shape, like.dtype, like.device)
+    tensor._call = call
+    tensor._lost = lost
+    return tensor
+
+
+def random_tensor(distribution: Distribution, name: str = "z") -> RandomTensor:
+    """A random tensor with the law of a distribution: a source outside any ELBO.
+
+    The result has shape ``batch_shape + event_shape``. Positions of the batch, and of the event where
+    it was made by ``to_event``, are independent.
+
+    :param distribution: Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli,
+        OneHotCategorical or Categorical (an index tensor), also under ``to_event``, ``expand``, ``mask``.
+    :param name: shown in messages.
+    :raises IntractableError: for a distribution whose moments are not in the table.
+
+    Cost: none; the moments are those of the distribution.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_silent import mean, random_tensor, variance
+        >>> z = random_tensor(dist.Normal(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])))
+        >>> y = 2 * z[0] - z[1] + 5
+        >>> float(mean(y)), float(variance(y))
+        (5.0, 37.0)
+    """
+    source = find_source(distribution, name)
+    if source is None:
+        raise IntractableError(
+            f"random_tensor: the moments of {type(distribution).__name__} are not known; expected "
+            "Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli, OneHotCategorical or "
+            "Categorical, possibly under to_event, expand or mask.",
+            latents=(name,),
+        )
+    return tensor_of(source)
+
+
+def tensor_of(source: Source) -> RandomTensor:
+    """A source's random tensor, in the dtype its distribution has."""
+    if not source.under_grad:
+        source = source.detached()
+    if source.is_index:
+        return index_from_source(source)
+    return from_source(source)
