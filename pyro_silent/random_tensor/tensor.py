@@ -145,8 +145,10 @@ def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rand
     return tensor
 
 
-def wrap(form: Affine, call: Call, index: int | None) -> RandomTensor:
-    """A random tensor for the result of a rule."""
+def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
+    """A random tensor for the result of a rule; a plain one where nothing random is left."""
+    if not form.terms:
+        return form.offset
     if not call.grad_enabled:
         form = _without_grad(form)
     offset = form.offset

@@ -1,0 +1,240 @@
+"""One engine for all losses: ELBO = sum over model sites E[log p] - sum over guide sites E[log q]."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import ELBO
+from pyro.infer.trace_elbo import _compute_log_r
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
+from torch import Tensor
+
+from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, negative_entropy
+from pyro_silent.errors import ConfigurationError, IntractableError, PyroSilentError, SampledSiteWarning
+from pyro_silent.expectation.coercion import random_parameters
+from pyro_silent.expectation.registry import expected_log_prob
+from pyro_silent.random_tensor.draw import Draw, random_parameters_of
+from pyro_silent.random_tensor.tensor import RandomTensor
+
+
+class Particle(NamedTuple):
+    """What one run of guide and model left: traces whose sites carry their expected log densities.
+
+    :ivar sampled: terms evaluated at the shared draw: ``(cond_indep_stack, signed log density)``.
+    """
+
+    model_trace: Trace
+    guide_trace: Trace
+    draw: Draw
+    sampled: list[tuple[Any, Tensor]]
+
+
+def check_positive_int(argument: str, value: Any) -> None:
+    """Refuse anything but a positive integer.
+
+    :raises ConfigurationError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{argument}: got {value!r}, expected a positive integer.")
+
+
+class TreatmentELBO(ELBO):
+    """Base of all losses: runs the guide once under a treatment policy, replays the model, adds up.
+
+    A subclass says how a guide site is treated (:meth:`treat`) and what happens where a site's
+    expectation has no closed form (:meth:`on_intractable`). Scales, masks, plates and subsampling are
+    applied to each site exactly as :class:`~pyro.infer.Trace_ELBO` does.
+    """
+
+    def __init__(self, num_particles: int = 1, **kwargs: Any) -> None:
+        check_positive_int("num_particles", num_particles)
+        super().__init__(num_particles=num_particles, **kwargs)
+
+    @abstractmethod
+    def treat(self, msg: dict) -> Treated | None:
+        """The treatment of one guide site; None leaves a plain sample."""
+
+    @abstractmethod
+    def on_intractable(self, site: dict, error: IntractableError) -> None:
+        """Raise, or return to have the site's term estimated from the shared draw."""
+
+    # Traces
+
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
+        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
+            raise ConfigurationError(
+                f"guide: got a GuideMessenger ({type(poutine.unwrap(guide)).__name__}), expected a "
+                "callable guide; write AutoNormal, AutoDiagonalNormal or a function."
+            )
+        messenger = TreatmentMessenger(self.treat)
+        with random_parameters():
+            with messenger:
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+                *args, **kwargs
+            )
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+            check_if_enumerated(guide_trace)
+        particle = Particle(
+            prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), Draw(), []
+        )
+        self._score_guide(particle, messenger.treated)
+        self._score_model(particle)
+        if is_validation_enabled():
+            for trace in (particle.model_trace, particle.guide_trace):
+                for site in trace.nodes.values():
+                    if site["type"] == "sample":
+                        check_site_shape(site, self.max_plate_nesting)
+        return particle
+
+    def _score_model(self, particle: Particle) -> None:
+        for site in particle.model_trace.nodes.values():
+            if site["type"] == "sample" and _is_random(site):
+                log_prob = self._expect(site, particle, 1)
+                _set_log_prob(site, log_prob, particle.draw)
+        particle.model_trace.compute_log_prob()
+
+    def _score_guide(self, particle: Particle, treated: dict[str, Treated]) -> None:
+        for name, site in particle.guide_trace.nodes.items():
+            if site["type"] != "sample" or not _is_random(site):
+                continue
+            entropy_from = treated[name].entropy_from if name in treated else None
+            if entropy_from is not None:
+                log_prob = negative_entropy(entropy_from).expand(site["fn"].batch_shape)
+            else:
+                log_prob = self._expect(site, particle, -1)
+            _set_log_prob(site, log_prob, particle.draw)
+            site["score_parts"] = ScoreParts(site["log_prob"], 0.0, site["log_prob"])
+        particle.guide_trace.compute_score_parts()
+
+    def _expect(self, site: dict, particle: Particle, sign: int) -> Tensor:
+        """The expected log density of one site, or its value at the shared draw."""
+        fn, value, draw = site["fn"], site["value"], particle.draw
+        try:
+            if isinstance(site["scale"], RandomTensor) or isinstance(site["mask"], RandomTensor):
+                raise IntractableError("its scale or mask is random", operation="poutine.scale")
+            _check_support(fn, value)
+            return expected_log_prob(fn, value)
+        except IntractableError as error:
+            self.on_intractable(site, error)
+        log_prob = draw.substitute(fn).log_prob(draw(value))
+        scaled = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
+        particle.sampled.append((site["cond_indep_stack"], sign * scaled))
+        return log_prob
+
+    # Losses
+
+    def _terms(self, particle: Particle) -> tuple[Tensor | float, Tensor | float]:
+        """The particle's -ELBO, and a surrogate whose gradient estimates its gradient."""
+        model_trace, guide_trace, draw, sampled = particle
+        elbo: Any = 0.0
+        surrogate: Any = 0.0
+        for site in model_trace.nodes.values():
+            if site["type"] == "sample":
+                elbo = elbo + site["log_prob_sum"]
+        surrogate = elbo
+        log_r = None
+        for site in guide_trace.nodes.values():
+            if site["type"] != "sample":
+                continue
+            elbo = elbo - site["log_prob_sum"]
+            log_prob, score_function, entropy = site["score_parts"]
+            if not is_identically_zero(entropy):
+                surrogate = surrogate - entropy.sum()
+            if not is_identically_zero(score_function):
+                if log_r is None:
+                    log_r = _compute_log_r(model_trace, guide_trace)
+                weight = log_r.sum_to(site["cond_indep_stack"])
+                surrogate = surrogate + (weight * score_function).sum()
+        for name, fn, value in draw.scored:
+            # Only terms evaluated at the draw depend on it: the exact ones would add noise alone.
+            weights = MultiFrameTensor(*((stack, term.detach()) for stack, term in sampled))
+            weight = weights.sum_to(guide_trace.nodes[name]["cond_indep_stack"])
+            surrogate = surrogate + (weight * fn.log_prob(value)).sum()
+        return -elbo, -surrogate
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, -ELBO, as a float."""
+        total = 0.0
+        for particle in self._get_traces(model, guide, args, kwargs):
+            total += torch_item(self._terms(particle)[0]) / self.num_particles
+        warn_if_nan(total, "loss")
+        return total
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss as a tensor whose gradient is the estimator's."""
+        total: Any = 0.0
+        for particle in self._get_traces(model, guide, args, kwargs):
+            loss, surrogate = self._terms(particle)
+            if isinstance(surrogate, Tensor) and loss is not surrogate:
+                detached = loss.detach() if isinstance(loss, Tensor) else loss
+                loss = detached + (surrogate - surrogate.detach())
+            total = total + loss / self.num_particles
+        warn_if_nan(total, "loss")
+        return total
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a float; gradients are added to the parameters'."""
+        total = 0.0
+        for particle in self._get_traces(model, guide, args, kwargs):
+            loss, surrogate = self._terms(particle)
+            total += torch_item(loss) / self.num_particles
+            trainable = any(
+                site["type"] == "param"
+                for trace in particle[:2]
+                for site in trace.nodes.values()
+            )
+            if trainable and getattr(surrogate, "requires_grad", False):
+                (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
+        warn_if_nan(total, "loss")
+        return total
+
+
+def _is_random(site: dict) -> bool:
+    return isinstance(site["value"], RandomTensor) or bool(random_parameters_of(site["fn"]))
+
+
+def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:
+    site["unscaled_log_prob"] = log_prob
+    site["log_prob"] = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
+    site["log_prob_sum"] = site["log_prob"].sum()
+    if is_validation_enabled():
+        warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{site['name']}'")
+
+
+def _check_support(fn: Any, value: Any) -> None:
+    """torch's check that an observation lies in the support, which random parameters do not move."""
+    if isinstance(value, RandomTensor) or not torch.distributions.Distribution._validate_args:
+        return
+    try:
+        support = fn.support
+        if torch.distributions.constraints.is_dependent(support):
+            return
+        valid = support.check(value)
+    except (NotImplementedError, PyroSilentError, AttributeError):
+        return
+    if not isinstance(valid, RandomTensor) and not valid.all():
+        raise ValueError(
+            f"Expected value argument ({type(value).__name__} of shape {tuple(value.shape)}) to be "
+            f"within the support ({support!r}) of the distribution {type(fn).__name__}, but found "
+            f"invalid values:\n{value}"
+        )
+
+
+def warn_sampled(name: str, reason: str) -> None:
+    """Say that a term is an estimate."""
+    warnings.warn(
+        f"the term of site {name!r} is estimated from a sample: {reason}",
+        SampledSiteWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,69 @@
+"""Distributions with random parameters, built through Pyro's hook for constructor arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.distributions.distribution import COERCIONS
+from torch.distributions import Distribution, constraints
+
+from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
+
+
+def _build(cls: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Make an ordinary instance whose parameters are random tensors; check the plain ones."""
+    if not random_tensors((args, kwargs)):
+        return None
+    validate = kwargs.get("validate_args")
+    if "validate_args" in cls.__signature__.parameters:  # type: ignore[attr-defined]
+        kwargs = {**kwargs, "validate_args": False}
+    distribution = cls.__new__(cls)
+    distribution.__init__(*args, **kwargs)  # type: ignore[misc]
+    if validate is None:
+        validate = Distribution._validate_args
+    if validate:
+        check_plain_parameters(distribution)
+    return distribution
+
+
+def check_plain_parameters(distribution: Distribution) -> None:
+    """torch's own check of parameters, for those that have values.
+
+    :raises ValueError: as torch does for a parameter out of its range.
+    """
+    for name, constraint in getattr(distribution, "arg_constraints", {}).items():
+        value = vars(distribution).get(name)
+        if value is None or isinstance(value, RandomTensor) or constraints.is_dependent(constraint):
+            continue
+        if not constraint.check(value).all():
+            raise ValueError(
+                f"Expected parameter {name} ({type(value).__name__} of shape {tuple(value.shape)}) "
+                f"of distribution {type(distribution).__name__} to satisfy the constraint "
+                f"{constraint}, but found invalid values:\n{value}"
+            )
+
+
+@contextmanager
+def random_parameters() -> Iterator[None]:
+    """Inside, Pyro's distributions can be built with :class:`RandomTensor` parameters.
+
+    The losses do this around the guide and the model; it is needed only outside of them. It uses
+    Pyro's own hook ``pyro.distributions.distribution.COERCIONS`` and nothing is patched.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_silent import random_parameters, random_tensor
+        >>> z = random_tensor(dist.Normal(torch.zeros(3), torch.ones(3)))
+        >>> with random_parameters():
+        ...     p = dist.Normal(2 * z, 0.5).to_event(1)
+        >>> p.event_shape
+        torch.Size([3])
+    """
+    COERCIONS.append(_build)
+    try:
+        yield
+    finally:
+        COERCIONS.remove(_build)

@@ -1,0 +1,89 @@
+"""E[log p] of distributions that wrap others, and of points and factors."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_silent.expectation.registry import (
+    closed_form,
+    expectation_of,
+    no_closed_form,
+)
+from pyro_silent.random_tensor.moments import form_of
+from pyro_silent.random_tensor.tensor import RandomTensor
+
+_REPEATING = {
+    torch.Tensor.expand,
+    torch.Tensor.expand_as,
+    torch.Tensor.broadcast_to,
+    torch.broadcast_to,
+    torch.broadcast_tensors,
+    torch.Tensor.clone,
+    torch.clone,
+}
+
+
+@closed_form(torch.distributions.Independent)
+def independent(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """The sum over the dims turned into event dims."""
+    width = distribution.reinterpreted_batch_ndims
+    return expectation_of(distribution.base_dist, value, num_summed + width)
+
+
+@closed_form(dist.MaskedDistribution)
+def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """The base's expectation where the mask is True, 0 elsewhere."""
+    base, mask = distribution.base_dist, distribution._mask
+    if mask is False:
+        event_dim = len(base.event_shape)
+        shape = torch.broadcast_shapes(base.batch_shape, value.shape[: value.dim() - event_dim])
+        return torch.zeros((), device=value.device).expand(shape[: len(shape) - num_summed])
+    if mask is True:
+        return expectation_of(base, value, num_summed)
+    log_prob = scale_and_mask(expectation_of(base, value, 0), mask=mask)
+    return sum_rightmost(log_prob, num_summed)
+
+
+@closed_form(dist.ExpandedDistribution)
+def expanded(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """The base's expectation, repeated."""
+    event_dim = len(distribution.event_shape)
+    shape = torch.broadcast_shapes(
+        distribution.batch_shape, value.shape[: value.dim() - event_dim]
+    )
+    log_prob = expectation_of(distribution.base_dist, value, 0)
+    return sum_rightmost(log_prob.expand(shape), num_summed)
+
+
+def _original(tensor: Tensor) -> Tensor:
+    """The tensor that one was expanded from."""
+    while (
+        isinstance(tensor, RandomTensor)
+        and tensor._call is not None
+        and tensor._call.function in _REPEATING
+        and isinstance(tensor._call.args[0], Tensor)
+        and tensor._index is None
+    ):
+        tensor = tensor._call.args[0]
+    return tensor
+
+
+@closed_form(dist.Delta)
+def delta(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """E[log_density] at the point itself; anywhere else is refused, not guessed."""
+    if _original(value) is not _original(distribution.v):
+        raise no_closed_form(distribution, value, "a point mass is scored away from its point")
+    log_density = form_of(distribution.log_density, "the mean of a Delta's log_density").offset
+    return sum_rightmost(log_density.expand(distribution.batch_shape), num_summed)
+
+
+@closed_form(dist.Unit)
+def unit(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """E[log_factor] of ``pyro.factor``."""
+    log_factor = form_of(distribution.log_factor, "the mean of a log_factor").offset
+    shape = torch.broadcast_shapes(distribution.batch_shape, value.shape[:-1])
+    return sum_rightmost(log_factor.expand(shape), num_summed)

@@ -1,0 +1,159 @@
+"""The other reading of a random tensor's program: one shared draw of all its latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+
+from pyro_silent.random_tensor.source import Source
+from pyro_silent.random_tensor.tensor import (
+    Call,
+    Lost,
+    RandomTensor,
+    map_tensors,
+    opaque,
+    random_tensors,
+)
+
+
+def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
+    """A distribution (or transform, or nest of them) with its random parameters replaced.
+
+    Whatever holds no random tensor is returned as it is, not copied.
+    """
+    if isinstance(value, RandomTensor):
+        return function(value)
+    if isinstance(value, (Distribution, Transform)):
+        changed = {
+            key: new
+            for key, old in vars(value).items()
+            if (new := map_parameters(function, old)) is not old
+        }
+        if not changed:
+            return value
+        value = copy.copy(value)
+        vars(value).update(changed)
+        return value
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        items = [map_parameters(function, item) for item in value]
+        if all(new is old for new, old in zip(items, value)):
+            return value
+        return type(value)(items)
+    return value
+
+
+def random_parameters_of(distribution: Any) -> list[RandomTensor]:
+    """The random tensors among a distribution's parameters, however deep."""
+    found: list[RandomTensor] = []
+
+    def note(tensor: RandomTensor) -> RandomTensor:
+        found.append(tensor)
+        return tensor
+
+    map_parameters(note, distribution)
+    return found
+
+
+class Draw:
+    """One value for every latent, drawn when it is first needed and shared ever after.
+
+    Continuous latents are reparameterized. Where that is impossible the draw is recorded in
+    :attr:`scored`, for a score-function term.
+
+    :ivar scored: ``(site name, distribution, value)`` of each draw that carries no gradient.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[int, Any] = {}
+        self._kept: list[Any] = []
+        self._sources: dict[int, Tensor] = {}
+        self.scored: list[tuple[str, Distribution, Tensor]] = []
+
+    def __call__(self, tensor: Any) -> Any:
+        """The value of a random tensor; anything else is returned as it is."""
+        if not isinstance(tensor, RandomTensor):
+            return tensor
+        stack = [tensor]
+        while stack:
+            node = stack[-1]
+            if id(node) in self._values:
+                stack.pop()
+                continue
+            inputs = [] if node._call is None else random_tensors((node._call.args, node._call.kwargs))
+            missing = [t for t in inputs if id(t) not in self._values]
+            if missing:
+                stack.extend(missing)
+                continue
+            self._values[id(node)] = self._evaluate(node)
+            self._kept.append(node)
+            stack.pop()
+        return self._values[id(tensor)]
+
+    def substitute(self, distribution: Distribution) -> Distribution:
+        """The distribution with drawn parameters."""
+        return map_parameters(self, distribution)
+
+    def _evaluate(self, node: RandomTensor) -> Tensor:
+        if node._source is not None:
+            return self._of_source(node._source)
+        call = node._call
+        if id(call) not in self._values:
+            self._values[id(call)] = self._run(call)
+            self._kept.append(call)
+        result = self._values[id(call)]
+        return result if node._index is None else result[node._index]
+
+    def _run(self, call: Call) -> Any:
+        if call.function is sample_site:
+            name, fn = call.args[:2]
+            return self._sample(name, self.substitute(fn))
+        args = map_tensors(self, call.args)
+        kwargs = map_tensors(self, call.kwargs)
+        with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
+            return call.function(*args, **kwargs)
+
+    def _of_source(self, source: Source) -> Tensor:
+        key = id(source.key)
+        if key not in self._sources:
+            self._sources[key] = self._sample(source.name, source.distribution)
+            self._kept.append(source)
+        return self._sources[key]
+
+    def _sample(self, name: str, fn: Distribution) -> Tensor:
+        if fn.has_rsample:
+            return fn.rsample()
+        value = fn.sample()
+        self.scored.append((name, fn, value))
+        return value
+
+
+def sample_site(name: str, fn: Distribution, parameters: tuple) -> Tensor:
+    """Marks the node of a guide site whose law is known only given other latents' values."""
+    raise RuntimeError("sample_site is evaluated by Draw")
+
+
+def sampled_site(name: str, fn: Distribution, location: str) -> RandomTensor:
+    """The value of a guide site that depends on earlier latents in a way that has no closed form."""
+    parameters = tuple(random_parameters_of(fn))
+    lost = next((t._lost for t in parameters if t._lost is not None), None)
+    if lost is None:
+        operation = f"pyro.sample({name!r}, {type(fn).__name__})"
+        lost = Lost(operation, location, "its law is not a linear-Gaussian function of the latents")
+    call = Call(sample_site, (name, fn, parameters), {}, torch.is_grad_enabled())
+    blank = map_parameters(lambda t: torch.ones((), dtype=t.dtype, device=t.device), parameters)
+    like = blank[0]
+    dtype = torch.int64 if not _is_float(fn) else like.dtype
+    return opaque(call, like.to(dtype), fn.shape(), lost)
+
+
+def _is_float(fn: Distribution) -> bool:
+    try:
+        discrete = fn.support.is_discrete
+    except NotImplementedError:
+        return True
+    return not discrete or fn.event_dim > 0 or type(fn).__name__ == "Bernoulli"
