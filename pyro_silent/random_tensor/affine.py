@@ -30,6 +30,11 @@ class NoForm(Exception):
     """A rule cannot express its result in the affine form; the argument says why."""
 
 
+def same_position(a: Axis, b: Axis) -> bool:
+    """Whether two axes are read at the same positions by construction."""
+    return a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
+
+
 class Term:
     """One summand ``C (z - E z)`` of an affine form; see the module's docstring."""
 
@@ -54,8 +59,7 @@ class Term:
     def matches(self, other: Term) -> bool:
         """Whether two terms read their source at the same positions, so that they add up to one."""
         return self.source is other.source and all(
-            a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
-            for a, b in zip(self.axes, other.axes)
+            same_position(a, b) for a, b in zip(self.axes, other.axes)
         )
 
 
@@ -128,7 +132,7 @@ def scale_terms(form: Affine, factor: Tensor | float, num_dims: int) -> tuple[Te
         elif isinstance(factor, Tensor):
             coefficient = pad_dims(factor, 0, num_dims - factor.dim())
         else:
-            coefficient = term.dense_coefficient(num_dims) * factor
+            coefficient = term.source.mean.new_full((1,) * num_dims, factor)
         terms.append(Term(term.source, term.axes, coefficient))
     return tuple(terms)
 

@@ -20,8 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.affine import Affine, Axis, NoForm, Term, pad_terms, positions
-from pyro_silent.random_tensor.source import Source
+from pyro_silent.random_tensor.affine import (
+    Affine,
+    NoForm,
+    Term,
+    pad_terms,
+    positions,
+    same_position,
+)
 
 _SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -93,11 +99,6 @@ class _Side:
             return []
         leading = [self.labels[k] for k, axis in enumerate(self.axes) if axis is None]
         return [_compact(self.coefficient, leading, self.num_dims)]
-
-
-def same_position(a: Axis, b: Axis) -> bool:
-    """Whether two axes are read at the same positions by construction."""
-    return a is b or (isinstance(a, int) and isinstance(b, int) and a == b)
 
 
 def _match(left: _Side, right: _Side, k: int, label: int, masks: list[Operand]) -> int | Tensor:
@@ -174,7 +175,6 @@ def _factor_pair(
         rank = [block + 3]
         factors.append(_moment(source.factor, [*axes, axis, *rank], num_dims))
     first = left.operands() + right.operands() + ([weight] if weight else []) + masks
-    labels_left = {label for op in (*left.operands(), factors[0]) for label in op.labels}
     rank_label = block + 3
     outer = _size([*first, *factors], [rank_label, *_summed(first, factors, out)])
     inner = _size([*left.operands(), factors[0]], [block + 1])
@@ -183,7 +183,8 @@ def _factor_pair(
         moments = _fold(factors, frozenset(factors[0].labels + factors[1].labels) - {rank_label})
         result = _fold([*first, moments], out) if first else _fold([moments], out)
     else:
-        keep = frozenset(labels_left | {label for op in factors for label in op.labels})
+        sides = (*left.operands(), *right.operands(), *factors)
+        keep = frozenset(label for op in sides for label in op.labels)
         projected = [
             _fold([*side.operands(), factor], keep - {label})
             for side, factor, label in (
@@ -286,11 +287,3 @@ def expectation(term: Term, moment: Tensor, shape: Sequence[int]) -> Tensor:
     out = frozenset(range(-num_dims, 0))
     result = _fold([*side.operands(), _moment(moment, axes, num_dims)], out)
     return _spread(result, shape, (), (term, term), None).expand(tuple(shape))
-
-
-def variance_of_source(source: Source) -> Tensor:
-    """Elementwise variance of a source."""
-    total = source.mean.new_zeros(()) if source.diagonal is None else source.diagonal
-    if source.factor is not None:
-        total = total + source.sign * source.factor.square().sum(-1)
-    return total

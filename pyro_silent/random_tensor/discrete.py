@@ -86,9 +86,8 @@ def _device(term: Term) -> torch.device:
 
 def from_levels(values: Tensor, shape: torch.Size, term: Term) -> Affine:
     """The affine form with the given value at each level; ``values`` is ``[levels, *dims]``, compact."""
-    dtype = None
+    dtype = values.dtype
     if not (values.is_floating_point() or values.is_complex()):
-        dtype = values.dtype
         values = values.to(term.source.mean.dtype)
     if term.axes and term.axes[-1] is None:
         term = Term(term.source, term.axes, values)

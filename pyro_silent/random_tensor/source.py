@@ -192,6 +192,11 @@ def _categorical(fn: Distribution, name: str) -> Source:
     return Source(name, "categorical", fn, p, p, p.unsqueeze(-1), sign=-1)
 
 
+@register_source(dist.Delta)
+def _delta(fn: Distribution, name: str) -> Source:
+    return Source(name, "gaussian", fn, fn.v, torch.zeros_like(fn.v))
+
+
 @register_source(torch.distributions.Independent, dist.MaskedDistribution)
 def _wrapped(fn: Distribution, name: str) -> Source | None:
     return find_source(fn.base_dist, name)

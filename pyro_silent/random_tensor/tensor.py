@@ -56,14 +56,14 @@ class RandomTensor(Tensor):
     Made by :func:`random_tensor` and by the losses, not by its constructor.
     """
 
-    _form: Affine | None
-    _call: Call | None
-    _index: int | None
-    _source: Source | None
-    _lost: Lost | None
-    _alias: RandomTensor | None
-    _written: str | None
-    _integral: bool
+    _form: Affine | None = None
+    _call: Call | None = None
+    _index: int | None = None  # which output of the call
+    _source: Source | None = None  # for a fresh latent
+    _lost: Lost | None = None
+    _alias: RandomTensor | None = None  # whose memory it would share in torch
+    _written: str | None = None  # where it was changed in place
+    _integral: bool = False  # the dtype is not the offset's
 
     @staticmethod
     def __new__(cls, *args: Any, **kwargs: Any) -> RandomTensor:
@@ -109,6 +109,26 @@ class RandomTensor(Tensor):
         """Identity, as for every tensor."""
         return id(self)
 
+    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+        """``z += a`` rebinds the name to ``z + a``; the old tensor must not be used again."""
+        return rebound(self, self + other)
+
+    def __isub__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+        """``z -= a`` rebinds the name to ``z - a``."""
+        return rebound(self, self - other)
+
+    def __imul__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+        """``z *= a`` rebinds the name to ``z * a``."""
+        return rebound(self, self * other)
+
+    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+        """``z /= a`` rebinds the name to ``z / a``."""
+        return rebound(self, self / other)
+
+    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+        """``z **= a`` rebinds the name to ``z ** a``."""
+        return rebound(self, self**other)
+
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
@@ -137,12 +157,11 @@ def type_of_outputs(func: Callable) -> type:
     return list if func in (torch.meshgrid,) else tuple
 
 
+_make = Tensor._make_wrapper_subclass
+
+
 def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> RandomTensor:
-    tensor = Tensor._make_wrapper_subclass(RandomTensor, shape, dtype=dtype, device=device)
-    tensor._source = tensor._lost = tensor._alias = tensor._written = None
-    tensor._call = tensor._form = tensor._index = None
-    tensor._integral = False
-    return tensor
+    return _make(RandomTensor, shape, dtype=dtype, device=device)
 
 
 def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
@@ -156,11 +175,13 @@ def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
     if form.dtype is None and any_integral(call.args):
         outputs = on_meta(call.function, call.args, call.kwargs)
         dtype = (outputs if index is None else outputs[index]).dtype
-    tensor = _new(offset.shape, dtype, offset.device)
-    tensor._integral = dtype is not offset.dtype
+    tensor = _make(RandomTensor, offset.shape, dtype=dtype, device=offset.device)
+    if dtype is not offset.dtype:
+        tensor._integral = True
     tensor._form = form
     tensor._call = call
-    tensor._index = index
+    if index is not None:
+        tensor._index = index
     return tensor
 
 
@@ -246,6 +267,8 @@ def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
     def blank(tensor: Tensor) -> Tensor:
         if isinstance(tensor, RandomTensor):
+            if tensor._integral and tensor.dim() == 0:
+                return torch.zeros((), dtype=tensor.dtype)  # read as a number by indexing
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         return tensor.detach().to("meta")
 
@@ -347,6 +370,16 @@ def storage_of(tensor: RandomTensor) -> RandomTensor:
 def retire(tensor: RandomTensor) -> None:
     """Note that a tensor, and all that shares memory with it, was changed in place."""
     storage_of(tensor)._written = user_location()
+
+
+def rebound(old: RandomTensor, new: Tensor) -> Tensor:
+    """The result of an in-place operator: a new tensor; the old one is retired."""
+    if new.shape != old.shape:
+        raise RuntimeError(
+            f"output with shape {list(old.shape)} doesn't match the broadcast shape {list(new.shape)}"
+        )
+    retire(old)
+    return new
 
 
 def check_not_overwritten(tensor: RandomTensor) -> None:

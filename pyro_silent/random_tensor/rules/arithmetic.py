@@ -186,7 +186,12 @@ def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Affi
     return add(quotient, input) if isinstance(quotient, RandomTensor) else add(input, quotient)
 
 
-@rule("where")
+@rule("Tensor.where")
+def where_method(input: Any, condition: Any, other: Any) -> Affine:
+    """``x.where(mask, y)``."""
+    return where(condition, input, other)
+
+
 def where(condition: Any, input: Any = None, other: Any = None) -> Affine:
     """Choose by a plain mask; or by a random bool between two plain tensors."""
     if isinstance(condition, RandomTensor):
@@ -207,6 +212,9 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Affine:
         if isinstance(value, RandomTensor):
             terms += scale_terms(affine_of(value), mask, num_dims)
     return Affine(choice, merge_terms(terms, num_dims))
+
+
+rule("torch.where")(where)
 
 
 def _mean_of(value: Any) -> Any:
@@ -289,7 +297,7 @@ def to(input: RandomTensor, *args: Any, **kwargs: Any) -> Affine:
 def type_(input: RandomTensor, dtype: Any = None, non_blocking: bool = False) -> Affine:
     """x in another dtype."""
     if not isinstance(dtype, torch.dtype):
-        raise NoForm("Tensor.type by name; write a torch.dtype")
+        dtype = torch.empty(0).type(dtype).dtype
     return cast(input, dtype)
 
 

@@ -16,7 +16,6 @@ from pyro_silent.random_tensor.tensor import (
     apply_rule,
     leak,
     random_tensors,
-    retire,
     storage_of,
 )
 
@@ -49,22 +48,8 @@ _LEAKS = (
     "Tensor.__reduce_ex__", "Tensor.__dlpack__", "Tensor.share_memory_", "Tensor.pin_memory",
     "Tensor.to_sparse", "Tensor.nonzero", "nonzero", "argwhere", "unique", "equal", "allclose",
     "is_nonzero", "bincount", "histc", "multinomial", "bernoulli", "poisson", "normal",
-    "masked_select", "unique_consecutive",
+    "unique_consecutive",
 )  # fmt: skip
-
-_REBINDING = {
-    "__iadd__": "__add__",
-    "__isub__": "__sub__",
-    "__imul__": "__mul__",
-    "__itruediv__": "__truediv__",
-    "__idiv__": "__truediv__",
-    "__ipow__": "__pow__",
-    "__ifloordiv__": "__floordiv__",
-    "__imod__": "__mod__",
-    "__iand__": "__and__",
-    "__ior__": "__or__",
-    "__ixor__": "__xor__",
-}
 
 _VIEWS = (
     "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "permute",
@@ -105,22 +90,6 @@ def _refused(function: Callable) -> Callable:
     return refuse
 
 
-def _rebind(function: Callable, out_of_place: Callable) -> Callable:
-    def rebind(input: Any, other: Any) -> Any:
-        if not isinstance(input, RandomTensor):
-            raise leak(function, other)
-        result = out_of_place(input, other)
-        if result.shape != input.shape:
-            raise RuntimeError(
-                f"output with shape {list(input.shape)} doesn't match the broadcast shape "
-                f"{list(result.shape)}"
-            )
-        retire(input)
-        return result
-
-    return rebind
-
-
 def _viewing(function: Callable) -> Callable:
     """Run the rule as ever, and note that the result shares memory with the input in torch."""
 
@@ -148,9 +117,6 @@ def _register() -> None:
             for function in functions(name):
                 DIRECT[function] = make(function)
                 RULES.pop(function, None)
-    for name, other in _REBINDING.items():
-        for function in functions(f"Tensor.{name}"):
-            DIRECT[function] = _rebind(function, getattr(Tensor, other))
     for name in _VIEWS:
         for function in functions(name):
             if function in RULES and function not in DIRECT:

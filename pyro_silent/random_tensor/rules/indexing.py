@@ -18,7 +18,7 @@ from pyro_silent.random_tensor.rules.structural import (
     unsqueezed,
 )
 from pyro_silent.random_tensor.rules.table import rule
-from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, leak
 
 _FULL = slice(None)
 
@@ -266,6 +266,20 @@ def _along_index(form: Affine, dim: int, index: Tensor) -> Affine:
 def gather_rule(input: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Affine:
     """``out[i, j] = x[index[i, j], j]`` along dim 0, by a plain or a random index."""
     return _gather(input, dim, index)
+
+
+@rule("take")
+def take(input: Any, index: Any) -> Affine:
+    """Elements of the flattened tensor."""
+    return getitem(input.reshape(-1), index)
+
+
+@rule("masked_select")
+def masked_select(input: RandomTensor, mask: Any) -> Affine:
+    """``x[mask]`` for a plain mask."""
+    if isinstance(mask, RandomTensor) or not isinstance(input, RandomTensor):
+        raise leak(torch.masked_select, mask)
+    return getitem(input.expand(torch.broadcast_shapes(input.shape, mask.shape)), mask)
 
 
 @rule("take_along_dim")

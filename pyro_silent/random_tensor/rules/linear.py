@@ -131,6 +131,8 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Affine:
     """``x @ weight.T + bias``; random weights on plain inputs too."""
     if isinstance(weight, RandomTensor):
         result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
+    elif not isinstance(input, RandomTensor):
+        return _plus(Affine(torch.nn.functional.linear(input, weight), ()), bias)
     else:
         form = affine_of(input)
         if weight.dim() == 1 or form.offset.dim() == 1:
@@ -246,6 +248,18 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Affine:
     )
 
 
+def _without_repeats(tensor: RandomTensor, subscript: str) -> tuple[Affine, str]:
+    """Take diagonals until no letter of the subscript occurs twice."""
+    for letter in dict.fromkeys(subscript):
+        while subscript.count(letter) > 1:
+            first = subscript.index(letter)
+            second = subscript.index(letter, first + 1)
+            tensor = tensor.diagonal(0, first, second)
+            rest = subscript[:first] + subscript[first + 1 : second] + subscript[second + 1 :]
+            subscript = rest + letter
+    return affine_of(tensor), subscript
+
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -286,8 +300,7 @@ def einsum(equation: Any, *operands: Any) -> Affine:
         raise NoForm("the product of two random tensors is not affine")
     at = random[0]
     form, subscript = affine_of(operands[at]), inputs[at]
-    if len(set(subscript)) < len(subscript):
-        raise NoForm("a repeated subscript; write Tensor.diagonal first")
+    form, subscript = _without_repeats(operands[at], subscript)
     rest = [op for i, op in enumerate(operands) if i != at]
     others = [sub for i, sub in enumerate(inputs) if i != at]
     lead = [c for c in _LETTERS if c not in "".join(inputs)]

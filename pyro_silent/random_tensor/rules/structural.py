@@ -14,10 +14,12 @@ from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
     Term,
+    depends_on,
     merge_terms,
     pad_terms,
     positions,
     restructure,
+    same_position,
 )
 from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
@@ -187,7 +189,7 @@ def squeeze(input: RandomTensor, dim: Any = None) -> Affine:
 
 def expanded(form: Affine, shape: Sequence[int]) -> Affine:
     """Dims of size 1 repeated, new dims on the left: nothing to compute."""
-    offset = form.offset.expand(*shape)
+    offset = form.offset.expand(tuple(shape))
     terms = pad_terms(form, offset.dim())
     base = form.base
     if base is not None:
@@ -414,7 +416,7 @@ def concatenated(forms: Sequence[Affine], dim: int) -> Affine:
     for i, form in enumerate(forms):
         for term in form.terms:
             for group in pieces:
-                if all(j != i for j, _ in group) and _fits(group[0][1], term, dim):
+                if all(j != i for j, _ in group) and _fits(group[0][1], term):
                     group.append((i, term))
                     break
             else:
@@ -431,28 +433,9 @@ def concatenated(forms: Sequence[Affine], dim: int) -> Affine:
     return Affine(offset, merge_terms(terms, num_dims))
 
 
-def _varies_elsewhere(axis: Tensor, dim: int) -> bool:
-    return any(axis.size(d) != 1 for d in range(-axis.dim(), 0) if d != dim)
-
-
-def _fits(a: Term, b: Term, dim: int) -> bool:
-    """Whether two terms read one source alike but for positions along ``dim``."""
-    if a.source is not b.source:
-        return False
-    for x, y in zip(a.axes, b.axes):
-        if x is None or y is None:
-            if x is not y:
-                return False
-        elif isinstance(x, int) and isinstance(y, int):
-            if x != y:
-                return False
-        elif x is not y:
-            for axis in (x, y):
-                if isinstance(axis, int) and axis != dim:
-                    return False
-                if isinstance(axis, Tensor) and _varies_elsewhere(axis, dim):
-                    return False
-    return True
+def _fits(a: Term, b: Term) -> bool:
+    """Whether two terms read one source with the same axes contracted, so that they can be joined."""
+    return a.source is b.source and all((x is None) == (y is None) for x, y in zip(a.axes, b.axes))
 
 
 def _join(group: dict[int, Term], sizes: Sequence[int], dim: int, num_dims: int) -> Term:
@@ -476,10 +459,8 @@ def _join(group: dict[int, Term], sizes: Sequence[int], dim: int, num_dims: int)
 
     axes: list[Any] = []
     for k, axis in enumerate(first.axes):
-        same = all(term.axes[k] is axis for term in group.values())
-        if axis is None or (isinstance(axis, int) and axis != dim):
-            axes.append(axis)
-        elif isinstance(axis, Tensor) and same and axis.size(dim) == 1:
+        same = all(same_position(term.axes[k], axis) for term in group.values())
+        if axis is None or (same and not depends_on(axis, [dim])):
             axes.append(axis)
         else:
             axes.append(cat({i: positions(term, k, num_dims) for i, term in group.items()}))
@@ -504,6 +485,31 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Affine:
     forms = _forms(tensors)
     dim = negative(dim, forms[0].offset.dim() + 1)
     return concatenated([unsqueezed(form, dim) for form in forms], dim)
+
+
+@rule("hstack")
+def hstack(tensors: Sequence[Any]) -> Affine:
+    """Tensors side by side along dim 1, vectors along dim 0."""
+    items = [torch.atleast_1d(t) for t in tensors]
+    return cat(items, 0 if items[0].dim() == 1 else 1)
+
+
+@rule("vstack", "row_stack")
+def vstack(tensors: Sequence[Any]) -> Affine:
+    """Tensors on top of each other; vectors are rows."""
+    return cat([torch.atleast_2d(t) for t in tensors], 0)
+
+
+@rule("dstack")
+def dstack(tensors: Sequence[Any]) -> Affine:
+    """Tensors along dim 2."""
+    return cat([torch.atleast_3d(t) for t in tensors], 2)
+
+
+@rule("column_stack")
+def column_stack(tensors: Sequence[Any]) -> Affine:
+    """Vectors as columns, matrices side by side."""
+    return cat([t if t.dim() > 1 else t.reshape(-1, 1) for t in tensors], 1)
 
 
 @rule("split", "split_with_sizes")

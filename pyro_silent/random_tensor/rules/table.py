@@ -22,7 +22,7 @@ def functions(*names: str) -> list[Callable]:
     found: list[Callable] = []
     for name in names:
         home, _, short = name.rpartition(".")
-        homes = _HOMES if not home else (_attribute(torch, home.split(".")),)
+        homes = _HOMES if not home else (_attribute(torch, home.removeprefix("torch").split(".")),)
         for place in homes:
             function = getattr(place, short, None)
             if function is not None and function not in found:
@@ -31,7 +31,7 @@ def functions(*names: str) -> list[Callable]:
 
 
 def _attribute(place: Any, path: Sequence[str]) -> Any:
-    return functools.reduce(lambda value, name: getattr(value, name, None), path, place)
+    return functools.reduce(lambda value, name: getattr(value, name, None) if name else value, path, place)
 
 
 def rule(*names: str) -> Callable[[_Rule], _Rule]:
