@@ -63,17 +63,24 @@ class Term:
         )
 
 
+_MAX_DEFERRED = 32
+"""How many ops may wait in a row before terms are computed: keeps Python's stack shallow."""
+
+
 class Affine:
     """A random tensor that is affine in its sources.
 
+    The mean is computed at once, the terms when a second moment or another law first asks for them:
+    many tensors on a program's way are only ever asked for their mean, or sampled.
+
     :ivar offset: the mean, a plain tensor of the full shape.
-    :ivar terms: what is random about it.
     :ivar dtype: the dtype the user sees, where it is not the offset's (integers, bools).
+    :ivar guard: called before deferred terms are computed: may refuse.
     :ivar base: ``offset - sum_s C_s E z_s``, compact, where it is known exactly (functions of a
         discrete scalar); None where nobody asked for it.
     """
 
-    __slots__ = ("base", "dtype", "offset", "terms")
+    __slots__ = ("_compute", "_depth", "_terms", "base", "dtype", "guard", "offset")
 
     def __init__(
         self,
@@ -83,9 +90,48 @@ class Affine:
         base: Tensor | None = None,
     ) -> None:
         self.offset = offset
-        self.terms = terms
         self.dtype = dtype
         self.base = base
+        self._terms: tuple[Term, ...] | None = terms
+        self._compute: Callable[[], tuple[Term, ...]] | None = None
+        self._depth = 0
+        self.guard: Callable[[], None] | None = None
+
+    @classmethod
+    def deferred(
+        cls,
+        offset: Tensor,
+        compute: Callable[[], tuple[Term, ...]],
+        parents: Sequence[Affine],
+        dtype: torch.dtype | None = None,
+        base: Tensor | None = None,
+    ) -> Affine:
+        """A form whose terms are computed, from its parents', when they are first needed."""
+        form = cls(offset, (), dtype, base)
+        if all(parent.is_constant for parent in parents):
+            return form
+        form._depth = 1 + max(parent._depth for parent in parents)
+        if form._depth > _MAX_DEFERRED or not torch.is_grad_enabled():
+            form._terms, form._depth = compute(), 0
+        else:
+            form._terms, form._compute = None, compute
+        return form
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What is random about the tensor."""
+        if self._terms is None:
+            if self.guard is not None:
+                self.guard()
+            with torch.enable_grad():
+                self._terms = self._compute()
+            self._compute, self._depth = None, 0
+        return self._terms
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether there is nothing random."""
+        return self._terms == ()
 
     @property
     def shape(self) -> torch.Size:
@@ -218,57 +264,64 @@ def contract_dims(term: Term, shape: Sequence[int], dims: Sequence[int]) -> Term
     return Term(term.source, term.axes, coefficient.expand(full))
 
 
-Restructure = Callable[[Tensor, int], Tensor]
+Move = Callable[[Tensor, int], Tensor]
+"""``move(tensor, num_leading)``: an op done on a compact tensor that has leading dims."""
 
 
-def restructure(
-    form: Affine, offset: Tensor, move: Restructure, dim_map: Mapping[int, int]
-) -> Affine:
+def restructure(form: Affine, offset: Tensor, move: Move, dim_map: Mapping[int, int]) -> Affine:
     """The form after an op that only moves, repeats, drops or zero-fills elements.
 
-    :param move: ``move(tensor, num_leading)`` does the op on a compact tensor with leading dims.
     :param dim_map: where y's dims go that the op leaves whole (negative -> negative). Axes aligned with
         any other dim become gathered.
     """
-    num_dims = form.offset.dim()
-    terms = []
-    for term in form.terms:
-        axes: list[Axis] = []
-        for k, axis in enumerate(term.axes):
-            if axis is None:
-                axes.append(None)
-            elif isinstance(axis, int) and axis in dim_map:
-                axes.append(dim_map[axis])
-            else:
-                axes.append(move(positions(term, k, num_dims), 0))
-        coefficient = term.coefficient
-        if coefficient is not None:
-            coefficient = move(coefficient, term.num_contracted)
-        terms.append(Term(term.source, tuple(axes), coefficient))
+
+    def compute() -> tuple[Term, ...]:
+        num_dims = form.offset.dim()
+        terms = []
+        for term in form.terms:
+            axes: list[Axis] = []
+            for k, axis in enumerate(term.axes):
+                if axis is None:
+                    axes.append(None)
+                elif isinstance(axis, int) and axis in dim_map:
+                    axes.append(dim_map[axis])
+                else:
+                    axes.append(move(positions(term, k, num_dims), 0))
+            coefficient = term.coefficient
+            if coefficient is not None:
+                coefficient = move(coefficient, term.num_contracted)
+            terms.append(Term(term.source, tuple(axes), coefficient))
+        return tuple(terms)
+
     base = None if form.base is None else move(form.base, 0)
-    return Affine(offset, tuple(terms), form.dtype, base)
+    return Affine.deferred(offset, compute, (form,), form.dtype, base)
 
 
 def apply_linear(
     form: Affine,
     offset: Tensor,
     dims: Sequence[int],
-    function: Restructure,
+    function: Move,
     dim_map: Mapping[int, int],
 ) -> Affine:
     """The form after a linear map that mixes elements along ``dims`` (negative).
 
-    :param function: ``function(coefficient, num_leading)`` applies the map (without any constant part)
-        to a coefficient that is spelled out along ``dims`` and compact elsewhere.
+    :param function: applies the map (without any constant part) to a coefficient that is spelled out
+        along ``dims`` and compact elsewhere.
     :param dim_map: where the other dims go. An axis aligned with one of them stays aligned.
     """
-    terms = []
-    for term in form.terms:
-        term = contract_dims(term, form.shape, dims)
-        coefficient = function(term.dense_coefficient(form.offset.dim()), term.num_contracted)
-        axes = _move_axes(term, form.offset.dim(), offset.dim(), dim_map)
-        terms.append(Term(term.source, axes, coefficient))
-    return Affine(offset, tuple(terms))
+
+    def compute() -> tuple[Term, ...]:
+        num_dims = form.offset.dim()
+        terms = []
+        for term in form.terms:
+            term = contract_dims(term, form.shape, dims)
+            coefficient = function(term.dense_coefficient(num_dims), term.num_contracted)
+            axes = _move_axes(term, num_dims, offset.dim(), dim_map)
+            terms.append(Term(term.source, axes, coefficient))
+        return tuple(terms)
+
+    return Affine.deferred(offset, compute, (form,))
 
 
 def _move_axes(

@@ -112,6 +112,7 @@ class Draw:
         if call.function is sample_site:
             name, fn = call.args[:2]
             return self._sample(name, self.substitute(fn))
+        call.check_unchanged()
         args = map_tensors(self, call.args)
         kwargs = map_tensors(self, call.kwargs)
         with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
@@ -144,7 +145,7 @@ def sampled_site(name: str, fn: Distribution, location: str) -> RandomTensor:
     if lost is None:
         operation = f"pyro.sample({name!r}, {type(fn).__name__})"
         lost = Lost(operation, location, "its law is not a linear-Gaussian function of the latents")
-    call = Call(sample_site, (name, fn, parameters), {}, torch.is_grad_enabled())
+    call = Call(sample_site, (name, fn, parameters), {})
     blank = map_parameters(lambda t: torch.ones((), dtype=t.dtype, device=t.device), parameters)
     like = blank[0]
     dtype = torch.int64 if not _is_float(fn) else like.dtype

@@ -25,13 +25,31 @@ DIRECT: dict[Callable, Callable] = {}
 """torch function -> what to do instead, for functions that return something else than random tensors."""
 
 
-class Call(NamedTuple):
+class Call:
     """How a random tensor was made: enough to make it again from concrete values."""
 
-    function: Callable
-    args: tuple
-    kwargs: dict[str, Any]
-    grad_enabled: bool
+    __slots__ = ("args", "function", "grad_enabled", "kwargs", "versions")
+
+    def __init__(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.grad_enabled = torch.is_grad_enabled()
+        self.versions = [arg._version for arg in args if type(arg) in _PLAIN]
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a plain operand that was changed in place since.
+
+        :raises LeakError: naming the operation.
+        """
+        if self.versions != [arg._version for arg in self.args if type(arg) in _PLAIN]:
+            raise LeakError(
+                f"a plain operand of {operation_name(self.function)} was changed in place after it met "
+                "a random tensor; write a new tensor instead of reusing the buffer."
+            )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Lost(NamedTuple):
@@ -146,7 +164,7 @@ def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         result = rule(*args, **kwargs)
     except NoForm as reason:
         return lazy(func, args, kwargs, str(reason))
-    call = Call(func, args, kwargs, torch.is_grad_enabled())
+    call = Call(func, args, kwargs)
     if type(result) is Affine:
         return wrap(result, call, None)
     return type_of_outputs(func)(wrap(form, call, i) for i, form in enumerate(result))
@@ -166,10 +184,11 @@ def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rand
 
 def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
     """A random tensor for the result of a rule; a plain one where nothing random is left."""
-    if not form.terms:
+    if form.is_constant:
         return form.offset
     if not call.grad_enabled:
         form = _without_grad(form)
+    form.guard = call.check_unchanged
     offset = form.offset
     dtype = form.dtype or offset.dtype
     if form.dtype is None and any_integral(call.args):
@@ -331,7 +350,7 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
     if lost is None:
         operation = operation_name(function)
         lost = Lost(operation, user_location(), reason or f"{operation} is not affine")
-    call = Call(function, args, kwargs, torch.is_grad_enabled())
+    call = Call(function, args, kwargs)
     device = inputs[0].device
 
     def node(output: Any, index: int | None) -> RandomTensor:

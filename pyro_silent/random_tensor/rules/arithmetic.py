@@ -47,17 +47,28 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Affine:
         form = affine_of(input)
         _refuse_bools(input, other)
         offset = form.offset + other
-        if offset.dim() == form.offset.dim():
-            return Affine(offset, form.terms)
-        return Affine(offset, pad_terms(form, offset.dim()))
+        return Affine.deferred(offset, lambda: pad_terms(form, offset.dim()), (form,))
     if not isinstance(input, RandomTensor):
         return add(other, input)
     _refuse_bools(input, other)
-    a, b = affine_of(input), affine_of(other)
-    offset = a.offset + b.offset
-    num_dims = offset.dim()
-    terms = pad_terms(a, num_dims) + pad_terms(b, num_dims)
-    return Affine(offset, merge_terms(terms, num_dims))
+    return plus(affine_of(input), affine_of(other))
+
+
+def plus(a: Affine, b: Affine, weight: float = 1.0) -> Affine:
+    """The form of ``a + weight * b``."""
+    offset = a.offset + b.offset if weight == 1.0 else a.offset + weight * b.offset
+
+    def compute() -> tuple[Term, ...]:
+        num_dims = offset.dim()
+        other = pad_terms(b, num_dims) if weight == 1.0 else scale_terms(b, weight, num_dims)
+        return merge_terms(pad_terms(a, num_dims) + other, num_dims)
+
+    return Affine.deferred(offset, compute, (a, b))
+
+
+def scaled(form: Affine, factor: Tensor | float, offset: Tensor) -> Affine:
+    """The form of ``x * factor`` for a plain factor; ``offset`` is its mean."""
+    return Affine.deferred(offset, lambda: scale_terms(form, factor, offset.dim()), (form,))
 
 
 @rule("sub", "subtract", "__sub__")
@@ -69,16 +80,8 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Affine:
         return add(input, other, alpha=-alpha)
     form = affine_of(other)
     if not isinstance(input, RandomTensor):
-        offset = input - form.offset
-        return Affine(offset, scale_terms(form, -1.0, offset.dim()))
-    return _add_forms(affine_of(input), form, -1.0)
-
-
-def _add_forms(a: Affine, b: Affine, weight: float) -> Affine:
-    offset = a.offset + weight * b.offset
-    num_dims = offset.dim()
-    terms = pad_terms(a, num_dims) + scale_terms(b, weight, num_dims)
-    return Affine(offset, merge_terms(terms, num_dims))
+        return scaled(form, -1.0, input - form.offset)
+    return plus(affine_of(input), form, -1.0)
 
 
 @rule("rsub", "__rsub__")
@@ -98,8 +101,7 @@ def mul(input: Any, other: Any) -> Affine:
             return merged
         raise NoForm("the product of two random tensors is not affine")
     form = affine_of(input)
-    offset = form.offset * other
-    return Affine(offset, scale_terms(form, other, offset.dim()))
+    return scaled(form, other, form.offset * other)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")
@@ -110,14 +112,14 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Affine:
     if isinstance(other, RandomTensor):
         raise NoForm("dividing by a random tensor is not affine")
     form = affine_of(input)
-    offset = form.offset / other
-    return Affine(offset, scale_terms(form, 1 / other, offset.dim()))
+    return scaled(form, 1 / other, form.offset / other)
 
 
 @rule("neg", "negative", "__neg__")
 def neg(input: RandomTensor) -> Affine:
     """-x."""
-    return mul(input, -1.0)
+    form = affine_of(input)
+    return scaled(form, -1.0, -form.offset)
 
 
 @rule("positive", "__pos__", "clone", "contiguous", "alias", "resolve_conj", "resolve_neg")

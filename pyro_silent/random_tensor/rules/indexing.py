@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,7 @@ from pyro_silent.random_tensor.discrete import Levels, from_levels, levels
 from pyro_silent.random_tensor.rules.structural import (
     index_select,
     negative,
-    selected,
     sliced,
-    unsqueezed,
 )
 from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, leak
@@ -54,23 +53,82 @@ def normalized(index: Any, num_dims: int) -> list[Any]:
     return entries[:at] + fill + entries[at + 1 :]
 
 
+def _plain_key(index: Any) -> tuple | None:
+    """An index without tensors in a form that can be a key of a cache; None for any other."""
+    key = []
+    for item in index if type(index) is tuple else (index,):
+        if item is None or item is Ellipsis or type(item) is int:
+            key.append(item)
+        elif type(item) is slice:
+            parts = (item.start, item.stop, item.step)
+            if not all(part is None or type(part) is int for part in parts):
+                return None
+            key.append(parts)
+        else:
+            return None
+    return tuple(key)
+
+
+class _BasicPlan(NamedTuple):
+    """A tensor-free index worked out for one shape: an entry per new or old dim, and whole dims."""
+
+    index: tuple
+    entries: list[tuple[Any, int]]
+    dim_map: dict[int, int]
+
+
+@functools.lru_cache(maxsize=4096)
+def _basic_plan(key: tuple, shape: torch.Size) -> _BasicPlan:
+    items = tuple(slice(*item) if isinstance(item, tuple) else item for item in key)
+    index = tuple(normalized(items, len(shape)))
+    num_new = torch.empty(shape, device="meta")[index].dim()
+    entries: list[tuple[Any, int]] = []
+    dim_map: dict[int, int] = {}
+    old = new = 0
+    for entry in index:
+        if entry is None:
+            new += 1
+            entries.append((None, 0))
+            continue
+        entries.append((entry, shape[old]))
+        if isinstance(entry, slice):
+            if entry.indices(shape[old]) == (0, shape[old], 1):
+                dim_map[old - len(shape)] = new - num_new
+            new += 1
+        old += 1
+    return _BasicPlan(index, entries, dim_map)
+
+
+def _read_basic(form: Affine, key: tuple) -> Affine:
+    """Integers, slices, None and Ellipsis, all at once."""
+    plan = _basic_plan(key, form.offset.shape)
+
+    def move(tensor: Tensor, leading: int) -> Tensor:
+        at: list[Any] = [_FULL] * leading
+        dim = leading
+        for entry, size in plan.entries:
+            if entry is None:
+                at.append(None)
+                continue
+            if tensor.size(dim) != 1 or size == 1:
+                at.append(entry)
+            elif isinstance(entry, slice):
+                at.append(_FULL if len(range(*entry.indices(size))) else slice(0, 0))
+            else:
+                at.append(0)
+            dim += 1
+        return tensor[tuple(at)]
+
+    return restructure(form, form.offset[plan.index], move, plan.dim_map)
+
+
 def basic(form: Affine, entries: Sequence[Any]) -> tuple[Affine, list[Any]]:
     """Do the integers, slices and Nones; tensors are left, one entry per remaining dim."""
-    rest: list[Any] = []
-    for i, entry in enumerate(entries):
-        remaining = len(entries) - i - 1 - sum(e is None for e in entries[i + 1 :])
-        dim = -1 - remaining
-        if entry is None:
-            form = unsqueezed(form, dim)
-            rest.append(_FULL)
-        elif isinstance(entry, int):
-            form = selected(form, dim, entry)
-        elif isinstance(entry, slice):
-            form = sliced(form, dim, *entry.indices(form.shape[dim]))
-            rest.append(_FULL)
-        else:
-            rest.append(entry)
-    return form, rest
+    rest = [e if isinstance(e, Tensor) else _FULL for e in entries if not isinstance(e, int)]
+    key = _plain_key(tuple(_FULL if isinstance(entry, Tensor) else entry for entry in entries))
+    if key is None or all(item == (None, None, None) for item in key):
+        return form, rest
+    return _read_basic(form, key), rest
 
 
 def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
@@ -80,12 +138,12 @@ def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
     if not where:
         return form
     device = form.offset.device
-    wrapped = []
-    for i in where:
-        index, size = entries[i].to(device), form.shape[i]
-        wrapped.append(torch.where(index < 0, index + size, index))
-    index_shape = torch.broadcast_shapes(*(index.shape for index in wrapped))
-    adjacent = where == list(range(where[0], where[0] + len(where)))
+    indices = [entries[i] if entries[i].device == device else entries[i].to(device) for i in where]
+    if len(indices) == 1:
+        index_shape = indices[0].shape
+    else:
+        index_shape = torch.broadcast_shapes(*(index.shape for index in indices))
+    adjacent = where[-1] - where[0] == len(where) - 1
     others = [i for i in range(num_dims) if i not in where]
     target = where[0] if adjacent else 0
     num_index = len(index_shape)
@@ -96,21 +154,21 @@ def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
     }
 
     def move(tensor: Tensor, leading: int) -> Tensor:
-        dims = [tensor.size(leading + i) for i in where]
-        lead = (_FULL,) * leading
-        if all(size == 1 for size in dims) and 0 not in index_shape:
-            at = [torch.zeros((1,) * num_index, dtype=torch.long, device=device)] * len(where)
+        at: Sequence[Tensor] = indices
+        if all(tensor.size(leading + i) == 1 for i in where) and 0 not in index_shape:
+            zero = torch.zeros((1,) * num_index, dtype=torch.long, device=device)
+            at = [zero] * len(where)
         else:
             full = list(tensor.shape)
             for i in where:
                 full[leading + i] = form.shape[i]
-            tensor, at = tensor.expand(full), wrapped
-        tensor = tensor.permute(
-            *range(leading), *(leading + i for i in where), *(leading + i for i in others)
-        )
-        read = tensor[(*lead, *at)]
-        made = list(range(leading, leading + num_index))
-        return read.movedim(made, [d + target for d in made]) if target else read
+            if full != list(tensor.shape):
+                tensor = tensor.expand(full)
+        if not adjacent:
+            # torch would put the index's dims before the leading ones
+            order = [*range(leading), *(leading + i for i in where), *(leading + i for i in others)]
+            tensor = tensor.permute(order)
+        return tensor[(*[_FULL] * (leading + target), *at)]
 
     return restructure(form, move(form.offset, 0), move, dim_map)
 
@@ -121,6 +179,9 @@ def getitem(input: Any, index: Any) -> Affine:
     if not isinstance(input, RandomTensor):
         return lookup(input, index)
     form = affine_of(input)
+    key = _plain_key(index)
+    if key is not None:
+        return _read_basic(form, key)
     entries = normalized(index, form.offset.dim())
     if any(isinstance(entry, RandomTensor) for entry in entries):
         raise NoForm("a random tensor read at a random index is not affine")

@@ -14,17 +14,18 @@ from pyro_silent.random_tensor.affine import (
     Axis,
     NoForm,
     Term,
+    _move_axes,
     apply_linear,
     contract_dims,
     depends_on,
     merge_terms,
     pad_dims,
     pad_terms,
+    scale_terms,
 )
 from pyro_silent.random_tensor.rules.structural import (
     negative,
     permuted,
-    reshaped,
     selected,
     unsqueezed,
 )
@@ -42,22 +43,25 @@ def _aligned_with(term: Term, dim: int) -> int | None:
 
 def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
     """``x @ weight`` for a plain ``weight[..., k, m]`` and x of at least two dims."""
-    num_dims = offset.dim()
-    terms = []
-    for term in form.terms:
-        num_new = num_dims - form.offset.dim()
-        k = _aligned_with(term, -1)
-        if k is None:
-            term = contract_dims(term, form.shape, [-1])
-            coefficient = pad_dims(term.dense_coefficient(form.offset.dim()), term.num_contracted, num_new)
-            axes = tuple(pad_dims(a, 0, num_new) if isinstance(a, Tensor) else a for a in term.axes)
-            terms.append(Term(term.source, axes, coefficient @ weight))
-        else:
-            terms.append(_diagonal_times(term, k, weight, num_dims, num_new))
-    return Affine(offset, merge_terms(terms, num_dims))
+
+    def compute() -> tuple[Term, ...]:
+        num_dims = offset.dim()
+        terms = []
+        for term in pad_terms(form, num_dims):
+            k = _aligned_with(term, -1)
+            if k is not None:
+                terms.append(_diagonal_times(term, k, weight, num_dims))
+            else:
+                shape = (1,) * (num_dims - form.offset.dim()) + tuple(form.shape)
+                term = contract_dims(term, shape, [-1])
+                coefficient = term.dense_coefficient(num_dims) @ weight
+                terms.append(Term(term.source, term.axes, coefficient))
+        return tuple(terms)
+
+    return Affine.deferred(offset, compute, (form,))
 
 
-def _diagonal_times(term: Term, k: int, weight: Tensor, num_dims: int, num_new: int) -> Term:
+def _diagonal_times(term: Term, k: int, weight: Tensor, num_dims: int) -> Term:
     """A source axis aligned with the summed dim: the product is a row scaling, no identity needed."""
     before = sum(axis is None for axis in term.axes[:k])
     after = sum(axis is None for axis in term.axes[k + 1 :])
@@ -65,14 +69,10 @@ def _diagonal_times(term: Term, k: int, weight: Tensor, num_dims: int, num_new: 
     rows = weight.movedim(-2, 0).unsqueeze(-2)
     rows = pad_dims(rows, 1, num_dims - (rows.dim() - 1))
     rows = rows.reshape((1,) * before + rows.shape[:1] + (1,) * after + rows.shape[1:])
-    axes = tuple(
-        None if i == k else pad_dims(a, 0, num_new) if isinstance(a, Tensor) else a
-        for i, a in enumerate(term.axes)
-    )
+    axes = (*term.axes[:k], None, *term.axes[k + 1 :])
     if term.coefficient is None:
         return Term(term.source, axes, rows)
-    coefficient = pad_dims(term.coefficient, before + after, num_new)
-    coefficient = coefficient.movedim(-1, before).unsqueeze(-1)
+    coefficient = term.coefficient.movedim(-1, before).unsqueeze(-1)
     return Term(term.source, axes, coefficient * rows)
 
 
@@ -83,7 +83,6 @@ def matrix_product(input: Any, other: Any) -> Affine:
     if isinstance(other, RandomTensor):
         return _left_product(input, affine_of(other))
     form = affine_of(input)
-    offset = form.offset @ other
     vector, column = form.offset.dim() == 1, other.dim() == 1
     if vector:
         form = unsqueezed(form, -2)
@@ -93,7 +92,7 @@ def matrix_product(input: Any, other: Any) -> Affine:
         result = selected(result, -1, 0)
     if vector:
         result = selected(result, -1 if column else -2, 0)
-    return Affine(offset, result.terms)
+    return result
 
 
 def _left_product(weight: Tensor, form: Affine) -> Affine:
@@ -327,36 +326,46 @@ def _dims(dim: Any, num_dims: int) -> list[int]:
     return [negative(d, num_dims) for d in ([dim] if isinstance(dim, int) else dim)]
 
 
-def summed(form: Affine, dims: Sequence[int], keepdim: bool) -> Affine:
-    """Sum over dims (negative), one at a time, all kept with size 1 until the end."""
-    for dim in dims:
-        form = _sum_dim(form, dim)
-    if not keepdim and dims:
-        kept = [n for d, n in zip(range(-form.offset.dim(), 0), form.shape) if d not in dims]
-        form = reshaped(form, torch.Size(kept))
-    return form
+def summed(form: Affine, dims: Sequence[int], keepdim: bool, offset: Tensor) -> Affine:
+    """Sum over dims (negative), one at a time; ``offset`` is the sum of the mean."""
+    if not dims:
+        return form
+    num_dims = form.offset.dim()
+    kept = [dim for dim in range(-num_dims, 0) if dim not in dims]
+
+    def compute() -> tuple[Term, ...]:
+        terms = form.terms
+        for dim in dims:
+            terms = merge_terms([_sum_term(term, dim, form.shape) for term in terms], num_dims)
+        if keepdim:
+            return terms
+        dim_map = {dim: place - len(kept) for place, dim in enumerate(kept)}
+        return tuple(
+            Term(
+                term.source,
+                _move_axes(term, num_dims, len(kept), dim_map),
+                term.dense_coefficient(num_dims).squeeze(tuple(dims)),
+            )
+            for term in terms
+        )
+
+    return Affine.deferred(offset, compute, (form,))
 
 
-def _sum_dim(form: Affine, dim: int) -> Affine:
-    num_dims, size = form.offset.dim(), form.shape[dim]
-    offset = form.offset.sum(dim, keepdim=True)
-    terms = []
-    for term in form.terms:
-        found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
-        if not found:
-            coefficient = term.dense_coefficient(num_dims)
-            if coefficient.size(dim) == 1:
-                coefficient = coefficient * size
-            else:
-                coefficient = coefficient.sum(dim, keepdim=True)
-            terms.append(Term(term.source, term.axes, coefficient))
-        elif len(found) == 1:
-            terms.append(_sum_aligned(term, found[0], dim, form.shape))
-        else:
-            term = contract_dims(term, form.shape, [dim])
-            coefficient = term.dense_coefficient(num_dims).sum(dim, keepdim=True)
-            terms.append(Term(term.source, term.axes, coefficient))
-    return Affine(offset, merge_terms(terms, num_dims))
+def _sum_term(term: Term, dim: int, shape: torch.Size) -> Term:
+    """The sum along one dim, which stays with size 1."""
+    num_dims = len(shape)
+    found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
+    if len(found) == 1:
+        return _sum_aligned(term, found[0], dim, shape)
+    if found:
+        term = contract_dims(term, shape, [dim])
+    coefficient = term.dense_coefficient(num_dims)
+    if coefficient.size(dim) == 1:
+        coefficient = coefficient * shape[dim]
+    else:
+        coefficient = coefficient.sum(dim, keepdim=True)
+    return Term(term.source, term.axes, coefficient)
 
 
 def _sum_aligned(term: Term, k: int, dim: int, shape: torch.Size) -> Term:
@@ -367,6 +376,10 @@ def _sum_aligned(term: Term, k: int, dim: int, shape: torch.Size) -> Term:
     coefficient = term.dense_coefficient(num_dims)
     axes: list[Axis] = list(term.axes)
     axes[k] = None
+    if term.coefficient is None and isinstance(axis, int):
+        after = sum(a is None for a in term.axes[k + 1 :])
+        size = (1,) * before + (shape[dim],) + (1,) * (after + num_dims)
+        return Term(term.source, tuple(axes), term.source.mean.new_ones(size))
     full = list(coefficient.shape)
     full[dim] = shape[dim]
     if isinstance(axis, Tensor):
@@ -384,33 +397,44 @@ def _sum_aligned(term: Term, k: int, dim: int, shape: torch.Size) -> Term:
     return Term(term.source, tuple(axes), moved.movedim(0, before))
 
 
-@rule("sum", "nansum")
-def sum_(input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Affine:
-    """Sums over dims."""
+def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[list[int], bool]:
+    """Dims given one by one, as a sequence, or by name; keepdim may come by position."""
     if len(dims) == 2 and isinstance(dims[1], bool):
         dims, keepdim = dims[:1], dims[1]
     if dims:
         dim = dims[0] if len(dims) == 1 else dims
+    return _dims(dim, num_dims), keepdim
+
+
+@rule("sum", "nansum")
+def sum_(
+    input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Affine:
+    """Sums over dims."""
     form = affine_of(input)
-    return summed(form, _dims(dim, form.offset.dim()), keepdim)
+    over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
+    if not over:
+        return form
+    return summed(form, over, keepdim, form.offset.sum(over, keepdim=keepdim))
 
 
 @rule("mean")
-def mean(input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Affine:
+def mean(
+    input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Affine:
     """Averages over dims."""
-    if len(dims) == 2 and isinstance(dims[1], bool):
-        dims, keepdim = dims[:1], dims[1]
-    if dims:
-        dim = dims[0] if len(dims) == 1 else dims
     form = affine_of(input)
-    over = _dims(dim, form.offset.dim())
+    over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
+    if not over:
+        return form
     count = math.prod(form.shape[d] for d in over)
-    total = summed(form, over, keepdim)
+    total = summed(form, over, keepdim, form.offset.mean(over, keepdim=keepdim))
     scale = 1.0 / count if count else math.nan
-    terms = tuple(
-        Term(t.source, t.axes, t.dense_coefficient(total.offset.dim()) * scale) for t in total.terms
-    )
-    return Affine(total.offset * scale, terms)
+
+    def compute() -> tuple[Term, ...]:
+        return scale_terms(total, scale, total.offset.dim())
+
+    return Affine.deferred(total.offset, compute, (total,))
 
 
 def along_dim(form: Affine, dim: int, function: Callable[[Tensor], Tensor]) -> Affine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +93,21 @@ def movedim(input: RandomTensor, source: Any, destination: Any) -> Affine:
     return permuted(form, [placed[d] if d in placed else next(rest) for d in range(-num_dims, 0)])
 
 
+@functools.lru_cache(maxsize=1024)
+def _reshape_plan(
+    old: torch.Size, new: torch.Size
+) -> tuple[list[tuple[list[int], list[int]]], dict[int, int]]:
+    """Which runs of dims mix, and which dims come through whole."""
+    groups = _groups(old, new)
+    dim_map: dict[int, int] = {}
+    for inputs, outputs in groups:
+        wide_in = [d for d in inputs if old[d] != 1]
+        wide_out = [d for d in outputs if new[d] != 1]
+        if len(wide_in) == 1 and len(wide_out) == 1:
+            dim_map[wide_in[0] - len(old)] = wide_out[0] - len(new)
+    return groups, dim_map
+
+
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Split a reshape into the smallest runs of dims that only mix among themselves."""
     if math.prod(old) == 0:
@@ -117,13 +133,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 def reshaped(form: Affine, shape: torch.Size) -> Affine:
     """The form in another shape; runs of dims that are not mixed stay aligned and compact."""
     old = form.shape
-    groups = _groups(old, shape)
-    dim_map: dict[int, int] = {}
-    for inputs, outputs in groups:
-        wide_in = [d for d in inputs if old[d] != 1]
-        wide_out = [d for d in outputs if shape[d] != 1]
-        if len(wide_in) == 1 and len(wide_out) == 1:
-            dim_map[wide_in[0] - len(old)] = wide_out[0] - len(shape)
+    groups, dim_map = _reshape_plan(old, shape)
 
     def move(tensor: Tensor, leading: int) -> Tensor:
         lead = tensor.shape[:leading]
@@ -190,11 +200,12 @@ def squeeze(input: RandomTensor, dim: Any = None) -> Affine:
 def expanded(form: Affine, shape: Sequence[int]) -> Affine:
     """Dims of size 1 repeated, new dims on the left: nothing to compute."""
     offset = form.offset.expand(tuple(shape))
-    terms = pad_terms(form, offset.dim())
     base = form.base
     if base is not None:
         base = base.reshape((1,) * (offset.dim() - base.dim()) + base.shape)
-    return Affine(offset, terms, form.dtype, base)
+    return Affine.deferred(
+        offset, lambda: pad_terms(form, offset.dim()), (form,), form.dtype, base
+    )
 
 
 @rule("expand", "broadcast_to")
@@ -364,6 +375,15 @@ for _name in ("flip", "roll", "repeat", "tile", "repeat_interleave"):
     _reordered(_name, globals()[_name])
 
 
+def _spelled_out(form: Affine) -> Affine:
+    """The form with no coefficient left as an unwritten 1."""
+    num_dims = form.offset.dim()
+    terms = tuple(
+        Term(term.source, term.axes, term.dense_coefficient(num_dims)) for term in form.terms
+    )
+    return Affine(form.offset, terms, form.dtype, form.base)
+
+
 def zero_filled(form: Affine, offset: Tensor, dim: int, before: int, after: int) -> Affine:
     """The terms with zeros put before and after along one dim (negative)."""
     size = form.shape[dim]
@@ -373,12 +393,10 @@ def zero_filled(form: Affine, offset: Tensor, dim: int, before: int, after: int)
         full[dim] = size
         return F.pad(tensor.expand(full), [0, 0] * (-dim - 1) + [before, after])
 
-    num_dims = form.offset.dim()
-    dim_map = {d: d for d in range(-num_dims, 0) if d != dim}
-    terms = tuple(
-        Term(term.source, term.axes, term.dense_coefficient(num_dims)) for term in form.terms
-    )
-    return restructure(Affine(form.offset, terms), offset, move, dim_map)
+    dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
+    form = _spelled_out(form)
+    form.base = None
+    return restructure(form, offset, move, dim_map)
 
 
 @rule("pad")
@@ -409,6 +427,10 @@ def concatenated(forms: Sequence[Affine], dim: int) -> Affine:
     Pieces that read one source at different positions become one gathered term.
     """
     offset = torch.cat([form.offset for form in forms], dim)
+    return Affine.deferred(offset, lambda: _concatenated_terms(forms, dim, offset), forms)
+
+
+def _concatenated_terms(forms: Sequence[Affine], dim: int, offset: Tensor) -> tuple[Term, ...]:
     num_dims = offset.dim()
     sizes = [form.shape[dim] for form in forms]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -430,7 +452,7 @@ def concatenated(forms: Sequence[Affine], dim: int) -> Affine:
             terms.extend(zero_filled(single, offset, dim, starts[i], after).terms)
         else:
             terms.append(_join(dict(group), sizes, dim, num_dims))
-    return Affine(offset, merge_terms(terms, num_dims))
+    return merge_terms(terms, num_dims)
 
 
 def _fits(a: Term, b: Term) -> bool:
@@ -565,10 +587,7 @@ def moved_elements(input: RandomTensor, function: Any) -> Affine:
         moved = torch.stack([function(row) for row in flat])
         return moved.reshape(*tensor.shape[:leading], *moved.shape[1:])
 
-    terms = tuple(
-        Term(term.source, term.axes, term.dense_coefficient(len(shape))) for term in form.terms
-    )
-    return restructure(Affine(form.offset, terms, form.dtype, form.base), offset, move, {})
+    return restructure(_spelled_out(form), offset, move, {})
 
 
 def _register_movers() -> None:
