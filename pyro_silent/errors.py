@@ -52,7 +52,13 @@ class LeakError(PyroSilentError, RuntimeError):
     """A program tried to turn a random tensor into a plain Python value or storage.
 
     Mixing an expectation with one concrete value of the same latent is bias, so it is refused.
+
+    :ivar latents: names of the latents whose value was asked for, where they are known.
     """
+
+    def __init__(self, message: str, *, latents: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.latents = latents
 
 
 class ConfigurationError(PyroSilentError, ValueError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int, warn_sampled
+import torch
+
+from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int, warn_sampled
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
-from pyro_silent.errors import ConfigurationError, IntractableError
+from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.random_tensor.draw import random_parameters_of
 
 _CHOICES = ("raise", "sample")
@@ -38,8 +40,8 @@ class SilentELBO(TreatmentELBO):
 
     :param str intractable: ``"raise"``: a term without a closed form raises :class:`IntractableError`.
         ``"sample"``: just that term is estimated from one shared draw per particle, reparameterized
-        where the latent allows, else by the score function; :class:`SampledSiteWarning` says so once
-        per site.
+        where the latent allows, else by the score function. A latent whose value the program needs
+        (``if z > 0``) is sampled altogether. :class:`SampledSiteWarning` says so once per site.
     :param int quadrature_points: reserved for terms that are integrated numerically; none is yet.
     :param estimator: gradient estimator of discrete latents in sampled terms. Only None (the unbiased
         score function) is available yet.
@@ -90,11 +92,12 @@ class SilentELBO(TreatmentELBO):
         self.quadrature_points = quadrature_points
         self.estimator = estimator
         self._warned: set[str] = set()
+        self._plain: set[str] = set()
 
     def treat(self, msg: dict) -> Treated | None:
         """By law where the law is known; else by sampling, if that was asked for."""
         name, fn = msg["name"], msg["fn"]
-        silent = msg["infer"].get("silent", True)
+        silent = msg["infer"].get("silent", True) and name not in self._plain
         if silent:
             treated = analytic(name, fn)
             if treated is not None:
@@ -119,6 +122,23 @@ class SilentELBO(TreatmentELBO):
             )
         self._warn(name, reason)
 
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
+        if self.intractable == "raise":
+            return super()._get_trace(model, guide, args, kwargs)
+        state = _random_state()
+        while True:
+            try:
+                return super()._get_trace(model, guide, args, kwargs)
+            except LeakError as error:
+                # The program needs values of these latents: run it again with all of them sampled.
+                new = set(error.latents) - self._plain
+                if not new:
+                    raise
+                for name in sorted(new):
+                    self._warn(name, str(error))
+                self._plain |= new
+                _restore(state)
+
     def on_intractable(self, site: dict, error: IntractableError) -> None:
         """Raise with the site's name and the remedy, or warn once and let the term be sampled."""
         name = site["name"]
@@ -138,3 +158,14 @@ class SilentELBO(TreatmentELBO):
         if name not in self._warned:
             self._warned.add(name)
             warn_sampled(name, reason)
+
+
+def _random_state() -> tuple:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda
+
+
+def _restore(state: tuple) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state_all(state[1])

@@ -183,6 +183,17 @@ def scale_terms(form: Affine, factor: Tensor | float, num_dims: int) -> tuple[Te
     return tuple(terms)
 
 
+def mask_terms(form: Affine, mask: Tensor, num_dims: int) -> tuple[Term, ...]:
+    """Terms of y where a plain mask is True and 0 elsewhere: selected, so that 0 * inf cannot be."""
+    mask = pad_dims(mask, 0, num_dims - mask.dim())
+    terms = []
+    for term in pad_terms(form, num_dims):
+        coefficient = term.dense_coefficient(num_dims)
+        zero = coefficient.new_zeros(())
+        terms.append(Term(term.source, term.axes, torch.where(mask, coefficient, zero)))
+    return tuple(terms)
+
+
 def _is_constant(axis: Axis) -> bool:
     return isinstance(axis, Tensor) and axis.numel() == 1
 

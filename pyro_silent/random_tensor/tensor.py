@@ -223,10 +223,12 @@ def any_integral(args: Sequence[Any]) -> bool:
 def _without_grad(form: Affine) -> Affine:
     """What an op inside ``torch.no_grad()`` leaves: no gradient into coefficients or moments."""
     if any(term.source.under_grad for term in form.terms) and _inside_autograd_function():
+        names = tuple(dict.fromkeys(term.source.name for term in form.terms))
         raise LeakError(
             f"a random tensor was passed to a custom autograd.Function at {user_location()}: its "
             "backward cannot be carried through an expectation. Write the function with torch "
-            'operations, or mark the guide site with infer={"silent": False}.'
+            'operations, or mark the guide site with infer={"silent": False}.',
+            latents=names,
         )
     return detach_form(form)
 
@@ -245,12 +247,18 @@ def detach_form(form: Affine) -> Affine:
 
 
 def _inside_autograd_function() -> bool:
+    """Whether the code that runs was called by ``torch.autograd.Function.apply``."""
+    forwards = set()
+    classes = list(torch.autograd.Function.__subclasses__())
+    while classes:
+        cls = classes.pop()
+        classes.extend(cls.__subclasses__())
+        forward = cls.__dict__.get("forward")
+        code = getattr(getattr(forward, "__func__", forward), "__code__", None)
+        forwards.add(code)
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "forward" and any(
-            isinstance(value, torch.autograd.function.FunctionCtx)
-            for value in list(frame.f_locals.values())[:1]
-        ):
+        if frame.f_code in forwards:
             return True
         frame = frame.f_back
     return False
@@ -311,7 +319,8 @@ def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
         "latent is a law and has no value; one drawn value would bias the expectation. Write the "
         "step with torch operations out of place (torch.where instead of if, z = z + 1 instead of "
         'z.add_(1), torch.stack instead of writing into a buffer), or mark the guide site with '
-        'infer={"silent": False} to have it sampled.'
+        'infer={"silent": False} to have it sampled.',
+        latents=tuple(names),
     )
 
 
@@ -408,7 +417,8 @@ def check_not_overwritten(tensor: RandomTensor) -> None:
         raise LeakError(
             f"a random tensor is used at {user_location()} after it, or a tensor it shares memory "
             f"with, was changed in place at {base._written}. Write that line out of place: "
-            "z = z + 1 instead of z += 1."
+            "z = z + 1 instead of z += 1.",
+            latents=latents_of(tensor),
         )
 
 

@@ -12,6 +12,7 @@ from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
     Term,
+    mask_terms,
     merge_terms,
     pad_terms,
     scale_terms,
@@ -75,7 +76,10 @@ def scaled(form: Affine, factor: Tensor | float, offset: Tensor) -> Affine:
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Affine:
     """x - alpha y."""
     if alpha == 1 and not isinstance(other, RandomTensor):
-        return add(input, -other)
+        form = affine_of(input)
+        _refuse_bools(input, other)
+        offset = form.offset - other
+        return Affine.deferred(offset, lambda: pad_terms(form, offset.dim()), (form,))
     if alpha != 1:
         return add(input, other, alpha=-alpha)
     form = affine_of(other)
@@ -212,7 +216,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Affine:
     terms: tuple[Term, ...] = ()
     for value, mask in ((input, condition), (other, ~condition)):
         if isinstance(value, RandomTensor):
-            terms += scale_terms(affine_of(value), mask, num_dims)
+            terms += mask_terms(affine_of(value), mask, num_dims)
     return Affine(choice, merge_terms(terms, num_dims))
 
 
@@ -230,7 +234,7 @@ def masked_fill(input: RandomTensor, mask: Tensor, value: Any) -> Affine:
         raise NoForm("masked_fill by a random mask or value is not affine")
     form = affine_of(input)
     offset = form.offset.masked_fill(mask, value)
-    return Affine(offset, scale_terms(form, ~mask, offset.dim()))
+    return Affine(offset, mask_terms(form, ~mask, offset.dim()))
 
 
 def _register_triangles() -> None:

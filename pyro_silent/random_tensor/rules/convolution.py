@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm, apply_linear, scale_terms
-from pyro_silent.random_tensor.rules.table import rule
-from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
+from pyro_silent.random_tensor.rules.table import functions, rule
+from pyro_silent.random_tensor.tensor import DIRECT, RandomTensor, affine_of, retire
 
 
 def batched(function: Callable[[Tensor], Tensor], width: int) -> Callable[[Tensor, int], Tensor]:
@@ -166,25 +166,26 @@ def batch_norm(
 
 
 def _register_dropouts() -> None:
-    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout",
-                 "feature_alpha_dropout"):
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"):
+        function = getattr(F, name, None) or getattr(torch, name)
 
         def dropout(
             input: RandomTensor,
             p: float = 0.5,
             training: bool = True,
             inplace: bool = False,
-            name: str = name,
-        ) -> Affine:
-            if not training:
-                return affine_of(input)
-            if "alpha" in name or inplace:
-                raise NoForm(f"{name} in training mode is not a plain mask")
-            form = affine_of(input)
-            mask = getattr(F, name)(torch.ones_like(form.offset), p, True)
-            return Affine(form.offset * mask, scale_terms(form, mask, mask.dim()))
+            function: Any = function,
+        ) -> Any:
+            if not training or p == 0:
+                return input
+            if inplace:
+                retire(input)
+            # The mask is the program's own noise: drawn once, a plain factor ever after.
+            blank = torch.ones((), dtype=input.dtype, device=input.device).expand(input.shape)
+            return torch.mul(input, function(blank, p, True))
 
-        rule(name)(dropout)
+        for place in functions(name):
+            DIRECT[place] = dropout
 
 
 _register_dropouts()

@@ -49,9 +49,9 @@ def permuted(form: Affine, order: Sequence[int]) -> Affine:
     dim_map = {old: new - num_dims for new, old in enumerate(order)}
 
     def move(tensor: Tensor, leading: int) -> Tensor:
-        return tensor.permute(*range(leading), *(dim + num_dims + leading for dim in order))
+        return tensor.permute((*range(leading), *(dim + num_dims + leading for dim in order)))
 
-    return restructure(form, form.offset.permute(*order), move, dim_map)
+    return restructure(form, form.offset.permute(tuple(order)), move, dim_map)
 
 
 @rule("permute")
@@ -146,7 +146,7 @@ def reshaped(form: Affine, shape: torch.Size) -> Affine:
                 full[d] = old[d]
             for d in outputs:
                 out[d] = shape[d]
-        return tensor.expand(*lead, *full).reshape(*lead, *out)
+        return tensor.expand((*lead, *full)).reshape((*lead, *out))
 
     return restructure(form, form.offset.reshape(shape), move, dim_map)
 
