@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
@@ -18,7 +19,12 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
-from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, negative_entropy
+from pyro_silent.elbo.treatment import (
+    Treated,
+    TreatmentMessenger,
+    innermost,
+    negative_entropy,
+)
 from pyro_silent.errors import ConfigurationError, IntractableError, PyroSilentError, SampledSiteWarning
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.expectation.registry import expected_log_prob
@@ -90,6 +96,7 @@ class TreatmentELBO(ELBO):
         )
         self._score_guide(particle, messenger.treated)
         self._score_model(particle)
+        use_closed_divergences(particle.model_trace, particle.guide_trace)
         if is_validation_enabled():
             for trace in (particle.model_trace, particle.guide_trace):
                 for site in trace.nodes.values():
@@ -198,6 +205,54 @@ class TreatmentELBO(ELBO):
                 (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
         warn_if_nan(total, "loss")
         return total
+
+
+def _latent_order(trace: Trace) -> list[str]:
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+
+
+def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
+    """Replace log p - log q of sampled sites by -KL(q || p) where torch knows it and it is allowed.
+
+    The prior's parameters may depend on the latents before the site in the *model*. If all of those come
+    before it in the guide as well, none of them depends on the site's own value, so the expectation
+    over that value alone is the divergence. Scales must be equal and nothing masked: the two terms
+    then enter the ELBO alike. A Delta is left out: Pyro's divergence drops its log_density.
+    """
+    model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
+    for name in guide_order:
+        if name not in model_trace.nodes or name not in model_order:
+            continue
+        site, prior = guide_trace.nodes[name], model_trace.nodes[name]
+        if _is_random(site) or _is_random(prior) or isinstance(innermost(site["fn"]), Delta):
+            continue
+        if site["mask"] is not None or prior["mask"] is not None:
+            continue
+        if site["scale"] is not prior["scale"] and not _equal_numbers(site, prior):
+            continue
+        before = model_order[: model_order.index(name)]
+        if not set(before) <= set(guide_order[: guide_order.index(name)]):
+            continue
+        try:
+            divergence = torch.distributions.kl_divergence(site["fn"], prior["fn"])
+        except NotImplementedError:
+            continue
+        if divergence.shape != site["log_prob"].shape:
+            continue
+        scaled = scale_and_mask(-divergence, site["scale"], None)
+        prior["log_prob"], prior["log_prob_sum"] = scaled, scaled.sum()
+        zeros = torch.zeros_like(site["log_prob"])
+        site["log_prob"], site["log_prob_sum"] = zeros, zeros.sum()
+        site["score_parts"] = ScoreParts(zeros, site["score_parts"].score_function, 0.0)
+
+
+def _equal_numbers(a: dict, b: dict) -> bool:
+    scales = (a["scale"], b["scale"])
+    return all(isinstance(scale, (int, float)) for scale in scales) and scales[0] == scales[1]
 
 
 def _is_random(site: dict) -> bool:

@@ -104,7 +104,7 @@ class SilentELBO(TreatmentELBO):
                 return treated
         if random_parameters_of(fn):
             return conditional(name, fn)
-        if silent and not msg["infer"].get("is_auxiliary"):
+        if silent:
             self._unknown_law(name, type(fn).__name__)
         return None
 

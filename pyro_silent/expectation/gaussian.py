@@ -41,6 +41,26 @@ def summed_over(tensor: Tensor, shape: Sequence[int], num_summed: int) -> Tensor
     return (tensor * repeats).expand(tuple(shape[:kept]))
 
 
+def weighted_sum(
+    tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int
+) -> Tensor:
+    """``sum_rightmost(tensor * weight, num_summed)`` for a compact weight.
+
+    A weight that is the same along a summed dim is applied after that sum, so that neither the product
+    nor its gradient is spread out over the data.
+    """
+    tensor = tensor.expand(tuple(shape))
+    weight = weight.reshape((1,) * (len(shape) - weight.dim()) + weight.shape)
+    last = num_summed and weight.size(-1) != 1 and all(n == 1 for n in weight.shape[:-1])
+    if last:
+        total = tensor @ weight.reshape(-1)
+        return sum_rightmost(total, num_summed - 1)
+    if num_summed and all(n == 1 for n in weight.shape[len(shape) - num_summed :]):
+        kept = weight.reshape(weight.shape[: len(shape) - num_summed])
+        return sum_rightmost(tensor, num_summed) * kept
+    return sum_rightmost(tensor * weight, num_summed)
+
+
 def difference(distribution: Distribution, value: Tensor) -> Affine:
     """``value - loc`` as an affine form; what the two share cancels."""
     try:
@@ -79,7 +99,7 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     scale = compact(distribution.scale)
     shape = torch.broadcast_shapes(form.shape, distribution.batch_shape)
     precision = scale.square().reciprocal()
-    error = sum_rightmost((form.offset / scale).square().expand(shape), num_summed)
+    error = weighted_sum(form.offset.square(), precision, shape, num_summed)
     form = Affine(form.offset.expand(shape), pad_terms(form, len(shape)))
     spread = weighted_variance(
         distribution, value, form, precision, list(range(-num_summed, 0))

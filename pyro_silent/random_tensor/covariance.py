@@ -62,6 +62,13 @@ def _fold(operands: Sequence[Operand], out: frozenset[int]) -> Operand:
 
 
 def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Operand:
+    if right is not None and left.tensor is right.tensor and left.labels == right.labels:
+        # A square and a sum: half the work of an einsum, forward and backward.
+        if len(set(left.labels)) == len(left.labels):
+            dims = [i for i, label in enumerate(left.labels) if label not in needed]
+            square = left.tensor.square()
+            kept = tuple(label for label in left.labels if label in needed)
+            return Operand(square.sum(dims) if dims else square, kept)
     labels = list(left.labels) + (list(right.labels) if right else [])
     symbol = {label: _SYMBOLS[i] for i, label in enumerate(dict.fromkeys(labels))}
     kept = tuple(label for label in symbol if label in needed)
@@ -99,6 +106,14 @@ class _Side:
             return []
         leading = [self.labels[k] for k, axis in enumerate(self.axes) if axis is None]
         return [_compact(self.coefficient, leading, self.num_dims)]
+
+
+def _coefficients(left: _Side, right: _Side) -> list[Operand]:
+    """Both coefficients; the very same operand twice where they are one tensor read alike."""
+    a, b = left.operands(), right.operands()
+    if a and b and left.coefficient is right.coefficient and a[0].labels == b[0].labels:
+        return [a[0], a[0]]
+    return a + b
 
 
 def _match(left: _Side, right: _Side, k: int, label: int, masks: list[Operand]) -> int | Tensor:
@@ -151,7 +166,7 @@ def _pair(
         masks: list[Operand] = []
         axes = [_match(left, right, k, k + 1, masks) for k in range(len(source.shape))]
         diagonal = _moment(source.diagonal, axes, num_dims)
-        first = left.operands() + right.operands() + ([weight] if weight else []) + masks
+        first = _coefficients(left, right) + ([weight] if weight else []) + masks
         results.append(_fold([*first, diagonal], out))
     if source.factor is not None:
         results.append(_factor_pair(a, b, num_dims, weight, out))
@@ -174,7 +189,7 @@ def _factor_pair(
             side.labels[block] = axis = label
         rank = [block + 3]
         factors.append(_moment(source.factor, [*axes, axis, *rank], num_dims))
-    first = left.operands() + right.operands() + ([weight] if weight else []) + masks
+    first = _coefficients(left, right) + ([weight] if weight else []) + masks
     rank_label = block + 3
     outer = _size([*first, *factors], [rank_label, *_summed(first, factors, out)])
     inner = _size([*left.operands(), factors[0]], [block + 1])
