@@ -81,7 +81,8 @@ def _load_packaged() -> tuple[torch.Tensor, torch.Tensor]:
     by_class = [order[labels[order] == label] for label in range(10)]
     train = np.concatenate([rows[:_TRAIN_PER_CLASS] for rows in by_class])
     test = np.concatenate([rows[-_TEST_PER_CLASS:] for rows in by_class])
-    return tuple(_to_unit_interval(pixels[rng.permutation(rows)]) for rows in (train, test))
+    train, test = rng.permutation(train), rng.permutation(test)
+    return _to_unit_interval(pixels[train]), _to_unit_interval(pixels[test])
 
 
 def _to_unit_interval(pixels: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Every test starts from the same state: seeded, an empty param store, validation on, one thread."""
+"""Every test starts alike: seeded, an empty param store, validation on, one thread."""
 
 from __future__ import annotations
 
