@@ -20,10 +20,15 @@ __all__ = [
 
 
 class PyroSilentError(Exception):
-    """Base class of every error raised on purpose by pyro_silent."""
+    """Base class of every error raised on purpose by pyro_silent.
+
+    Not a ValueError, RuntimeError or TypeError: Pyro rebuilds the first two from their text while it
+    traces a program, which would drop the attributes, and torch takes a TypeError inside an operator
+    for "not implemented".
+    """
 
 
-class IntractableError(PyroSilentError, NotImplementedError):
+class IntractableError(PyroSilentError):
     """An expectation has no closed form here.
 
     :ivar site: name of the sample site whose term is refused, if known.
@@ -48,7 +53,7 @@ class IntractableError(PyroSilentError, NotImplementedError):
         self.location = location
 
 
-class LeakError(PyroSilentError, RuntimeError):
+class LeakError(PyroSilentError):
     """A program tried to turn a random tensor into a plain Python value or storage.
 
     Mixing an expectation with one concrete value of the same latent is bias, so it is refused.

@@ -9,6 +9,7 @@ from typing import Any
 from pyro.distributions.distribution import COERCIONS
 from torch.distributions import Distribution, constraints
 
+from pyro_silent.random_tensor.affine import compact
 from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
 
 
@@ -37,7 +38,7 @@ def check_plain_parameters(distribution: Distribution) -> None:
         value = vars(distribution).get(name)
         if value is None or isinstance(value, RandomTensor) or constraints.is_dependent(constraint):
             continue
-        if not constraint.check(value).all():
+        if not constraint.check(compact(value)).all():
             raise ValueError(
                 f"Expected parameter {name} ({type(value).__name__} of shape {tuple(value.shape)}) "
                 f"of distribution {type(distribution).__name__} to satisfy the constraint "

@@ -12,20 +12,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
-from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
+from pyro_silent.random_tensor.affine import (
+    Affine,
+    NoForm,
+    compact,
+    merge_terms,
+    pad_terms,
+    scale_terms,
+)
 from pyro_silent.random_tensor.covariance import covariance
 from pyro_silent.random_tensor.rules.linear import multiplied
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 _LOG_2PI = math.log(2 * math.pi)
-
-
-def compact(tensor: Tensor) -> Tensor:
-    """Undo ``expand``: dims along which a tensor was merely repeated get size 1."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
 
 
 def summed_over(tensor: Tensor, shape: Sequence[int], num_summed: int) -> Tensor:

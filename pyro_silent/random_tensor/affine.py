@@ -139,6 +139,14 @@ class Affine:
         return self.offset.shape
 
 
+def compact(tensor: Tensor) -> Tensor:
+    """Undo ``expand``: dims along which a tensor was merely repeated get size 1."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def pad_dims(tensor: Tensor, num_leading: int, num_new: int) -> Tensor:
     """Insert ``num_new`` dims of size 1 between the leading dims and the dims of y."""
     if num_new == 0:

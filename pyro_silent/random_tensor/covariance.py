@@ -81,11 +81,11 @@ def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Op
 class _Side:
     """One of the two terms while its axes are being matched with the other's."""
 
-    def __init__(self, term: Term, num_dims: int) -> None:
+    def __init__(self, term: Term, num_dims: int, dtype: torch.dtype) -> None:
         self.term = term
         self.num_dims = num_dims
         self.axes = list(term.axes)
-        self.coefficient = term.coefficient
+        self.coefficient = None if term.coefficient is None else term.coefficient.to(dtype)
         self.labels: dict[int, int] = {}
 
     def gather(self, k: int, index: Tensor) -> None:
@@ -116,7 +116,9 @@ def _coefficients(left: _Side, right: _Side) -> list[Operand]:
     return a + b
 
 
-def _match(left: _Side, right: _Side, k: int, label: int, masks: list[Operand]) -> int | Tensor:
+def _match(
+    left: _Side, right: _Side, k: int, label: int, masks: list[Operand], dtype: torch.dtype
+) -> int | Tensor:
     """Restrict both sides to equal positions on axis ``k``; returns where those positions are."""
     a, b = left.term.axes[k], right.term.axes[k]
     if a is None and b is None:
@@ -133,7 +135,7 @@ def _match(left: _Side, right: _Side, k: int, label: int, masks: list[Operand]) 
     if not same_position(a, b):
         num_dims = left.num_dims
         same = positions(left.term, k, num_dims) == positions(right.term, k, num_dims)
-        masks.append(_compact(same.to(left.term.source.mean.dtype), (), num_dims))
+        masks.append(_compact(same.to(dtype), (), num_dims))
     return a
 
 
@@ -156,39 +158,49 @@ def _size(operands: Sequence[Operand], dropped: Sequence[int]) -> int:
 
 
 def _pair(
-    a: Term, b: Term, num_dims: int, weight: Operand | None, out: frozenset[int]
+    a: Term,
+    b: Term,
+    num_dims: int,
+    dtype: torch.dtype,
+    weight: Operand | None,
+    out: frozenset[int],
 ) -> list[Operand]:
     """Weighted covariance of two terms that read the same source, as operands to be summed."""
     source = a.source
     results = []
     if source.diagonal is not None:
-        left, right = _Side(a, num_dims), _Side(b, num_dims)
+        left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
         masks: list[Operand] = []
-        axes = [_match(left, right, k, k + 1, masks) for k in range(len(source.shape))]
-        diagonal = _moment(source.diagonal, axes, num_dims)
+        axes = [_match(left, right, k, k + 1, masks, dtype) for k in range(len(source.shape))]
+        diagonal = _moment(source.diagonal.to(dtype), axes, num_dims)
         first = _coefficients(left, right) + ([weight] if weight else []) + masks
         results.append(_fold([*first, diagonal], out))
     if source.factor is not None:
-        results.append(_factor_pair(a, b, num_dims, weight, out))
+        results.append(_factor_pair(a, b, num_dims, dtype, weight, out))
     return results
 
 
 def _factor_pair(
-    a: Term, b: Term, num_dims: int, weight: Operand | None, out: frozenset[int]
+    a: Term,
+    b: Term,
+    num_dims: int,
+    dtype: torch.dtype,
+    weight: Operand | None,
+    out: frozenset[int],
 ) -> Operand:
     """The part of :func:`_pair` that comes from ``sign F F'`` along the source's last axis."""
     source = a.source
     block = len(source.shape) - 1
-    left, right = _Side(a, num_dims), _Side(b, num_dims)
+    left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
     masks: list[Operand] = []
-    axes = [_match(left, right, k, k + 1, masks) for k in range(block)]
+    axes = [_match(left, right, k, k + 1, masks, dtype) for k in range(block)]
     factors = []
     for side, label in ((left, block + 1), (right, block + 2)):
         axis = side.term.axes[block]
         if axis is None:
             side.labels[block] = axis = label
         rank = [block + 3]
-        factors.append(_moment(source.factor, [*axes, axis, *rank], num_dims))
+        factors.append(_moment(source.factor.to(dtype), [*axes, axis, *rank], num_dims))
     first = _coefficients(left, right) + ([weight] if weight else []) + masks
     rank_label = block + 3
     outer = _size([*first, *factors], [rank_label, *_summed(first, factors, out)])
@@ -234,12 +246,12 @@ def covariance(
     num_dims = len(shape)
     if a.offset.is_complex() or b.offset.is_complex():
         raise NoForm("second moments of complex tensors are not defined here")
+    dtype = torch.promote_types(a.offset.dtype, b.offset.dtype)
     out = frozenset(range(-num_dims, 0)) - frozenset(sum_dims)
     operand = None
     if weight is not None:
-        weight = weight.reshape((1,) * (num_dims - weight.dim()) + weight.shape)
+        weight = weight.to(dtype).reshape((1,) * (num_dims - weight.dim()) + weight.shape)
         operand = _compact(weight, (), num_dims)
-    dtype = torch.promote_types(a.offset.dtype, b.offset.dtype)
     terms = pad_terms(a, num_dims)
     others = terms if a is b else pad_terms(b, num_dims)
     total = None
@@ -249,7 +261,7 @@ def covariance(
                 continue
             if term.source is not other.source:
                 raise NoForm("a detached and a live reading of one latent are multiplied")
-            for result in _pair(term, other, num_dims, operand, out):
+            for result in _pair(term, other, num_dims, dtype, operand, out):
                 value = _spread(result, shape, sum_dims, (term, other), operand)
                 value = value + value if a is b and j != i else value
                 total = value if total is None else total + value
@@ -293,7 +305,8 @@ def _varies(term: Term, dim: int) -> bool:
 def expectation(term: Term, moment: Tensor, shape: Sequence[int]) -> Tensor:
     """``sum_i C_i moment_i`` on y's shape, for a tensor of the shape of the term's source."""
     num_dims = len(shape)
-    side = _Side(term, num_dims)
+    dtype = moment.dtype if term.coefficient is None else term.coefficient.dtype
+    side = _Side(term, num_dims, dtype)
     axes: list[int | Tensor] = []
     for k, axis in enumerate(term.axes):
         if axis is None:

@@ -364,6 +364,52 @@ class Steps:
 NAMES = [name for name in vars(Steps) if not name.startswith("_")]
 
 
+class WildSteps(Steps):
+    """Also steps that are not linear, which may be refused or exact but never wrong."""
+
+    def pointwise(self) -> Step:
+        i = self.i
+        return self.random.choice(
+            [
+                (f"{self.v}.exp()", lambda v: v[i].exp()),
+                (f"{self.v} ** 2", lambda v: v[i] ** 2),
+                (f"{self.v}.abs()", lambda v: v[i].abs()),
+                (f"({self.v} > 0.5).double()", lambda v: (v[i] > 0.5).double()),
+                (f"where({self.v} == 1, {self.v}, 2)", lambda v: torch.where(v[i] == 1, v[i], 2.0)),
+                (f"{self.v}.clamp(0, 1)", lambda v: v[i].clamp(0, 1)),
+            ]
+        )
+
+    def multiply(self) -> Step | None:
+        j = self._other()
+        if j is None:
+            return None
+        i = self.i
+        return self.random.choice(
+            [
+                (f"{self.v} * v{j}", lambda v: v[i] * v[j]),
+                (f"{self.v} * (1 - v{j})", lambda v: v[i] * (1 - v[j])),
+                (f"({self.v} == v{j}).double()", lambda v: (v[i] == v[j]).double()),
+                (f"where(v{j} > 0, {self.v}, 0)", lambda v: torch.where(v[j] > 0, v[i], 0.0)),
+                (f"maximum({self.v}, v{j})", lambda v: torch.maximum(v[i], v[j])),
+            ]
+        )
+
+    def look_up(self) -> Step:
+        i = self.i
+        text, w = self._weight((2, 2))
+        return self.random.choice(
+            [
+                (f"{text}[({self.v} > 0.3).long()]", lambda v: w[(v[i] > 0.3).long()]),
+                (f"{text}[:, ({self.v} == 1).long()]", lambda v: w[:, (v[i] == 1).long()]),
+            ]
+        )
+
+
+WILD_NAMES = [*NAMES, *[name for name in vars(WildSteps) if not name.startswith("_")] * 4]
+WILD_KINDS = ("bernoulli_plate", "bernoulli_logits", "one_hot", "one_hot", "normal_plate")
+
+
 def _broadcast(a, b) -> torch.Size | None:
     try:
         shape = torch.broadcast_shapes(a, b)
@@ -402,21 +448,14 @@ def _lookup(random: Random, i: int, shape: tuple[int, ...]) -> Step:
     )
 
 
-@st.composite
-def programs(draw: Callable) -> Program:
-    """Up to three sources, then up to nine steps; later steps may use any earlier value again.
-
-    One seed decides all choices, evenly; a failing program shrinks by losing its last steps.
-    """
-    random = Random(draw(st.integers(0, 2**32 - 1)))
-    count = draw(st.integers(2, 9))
+def _program(random: Random, count: int, wild: bool) -> Program:
     kinds: list[tuple[str, tuple[int, ...]]] = []
     for _ in range(random.choice([1, 1, 2, 2, 3])):
-        kind = random.choice([*VECTOR_KINDS, CATEGORICAL])
+        kind = random.choice([*(WILD_KINDS if wild else VECTOR_KINDS), CATEGORICAL])
         if kind == CATEGORICAL:
             shape: tuple[int, ...] = (random.randint(1, 3),)
         else:
-            rank = random.choice([1, 2, 2, 2, 3])
+            rank = random.choice([1, 2, 2, 2, 3] if not wild else [1, 1, 2])
             shape = tuple(random.choice([1, 2, 2, 3] if rank < 3 else [1, 2]) for _ in range(rank))
         kinds.append((kind, shape))
     program = Program(kinds)
@@ -433,7 +472,9 @@ def programs(draw: Callable) -> Program:
     ]
     for _ in range(count):
         shapes = [tuple(value.shape) for value in program.values(*latents)]
-        step = getattr(Steps(random, shapes, operands), random.choice(NAMES))()
+        steps = WildSteps if wild else Steps
+        name = random.choice(WILD_NAMES if wild else NAMES)
+        step = getattr(steps(random, shapes, operands), name)()
         if step is None:
             continue
         program.steps.append(step)
@@ -444,3 +485,12 @@ def programs(draw: Callable) -> Program:
     if not program.steps:
         program.steps.append(("v0 * 2", lambda v: v[0] * 2))
     return program
+
+
+@st.composite
+def programs(draw: Callable, wild: bool = False) -> Program:
+    """Up to three sources, then up to nine steps; later steps may use any earlier value again.
+
+    One seed decides all choices, evenly; a failing program shrinks by losing its last steps.
+    """
+    return _program(Random(draw(st.integers(0, 2**32 - 1))), draw(st.integers(2, 9)), wild)

@@ -50,12 +50,6 @@ def _sorted(z):
     return sorted([z[0, 0], z[0, 1]])
 
 
-def _iadd_into_view(z):
-    buffer = torch.zeros(2, 3)
-    view = buffer[0]
-    view.add_(z[0])
-
-
 def _custom_function(z):
     class Double(torch.autograd.Function):
         @staticmethod
@@ -132,7 +126,6 @@ VALUES = {
     "data_ptr": lambda z: z.data_ptr(),
     "storage": lambda z: z.untyped_storage().tolist(),
     "vmap": lambda z: torch.vmap(lambda row: row * 2)(z),
-    "jit.script": _scripted,
     "jit.trace": lambda z: torch.jit.trace(_plus_one, (z,)),
     "autograd.Function": _custom_function,
     "autograd.Function setup_context": _custom_function_with_setup,
@@ -232,6 +225,13 @@ def test_values(name):
     z = normal(2, 3)
     assert_helpful(raised(VALUES[name], z))
     assert torch.equal(mean(z), torch.zeros(2, 3)) and torch.equal(variance(z), torch.ones(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_function():
+    """The interpreter reports an error of its own kind, with ours inside."""
+    with pytest.raises(RuntimeError, match="needs the value"):
+        _scripted(normal(2, 3))
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct:UserWarning")

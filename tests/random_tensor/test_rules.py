@@ -20,7 +20,6 @@ from tests.random_tensor.rows import ROWS, Row
 from tests.random_tensor.sources import KINDS, Source, source
 
 BATCHED = [row for row in ROWS if row.batched]
-INDICES = ["index_in_batch", "index_of_axis", "pair"]
 
 
 def test_row_names_are_unique():
@@ -41,7 +40,8 @@ def _latent(row: Row, kind: str, batch: int = 2, dtype: torch.dtype = torch.floa
     return source(kind, _size(row.shape, batch), dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# The other parameterisations differ in their source alone: test_sources has them.
+@pytest.mark.parametrize("kind", ["normal", "mvn_tril", "low_rank", "bernoulli_logits", "one_hot"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_moments_and_gradients(row, kind):
     assert_program_agrees(row.program, [_latent(row, kind)], _operands(row))
@@ -127,6 +127,39 @@ def test_masked_source_keeps_its_law():
     plain = source("normal", shape)
     masked = Source(plain.parameters, lambda m, s: dist.Normal(m, s.exp()).to_event(1).mask(mask))
     assert_program_agrees(lambda z: z.sum(0), [masked])
+
+
+EXPANDED = {
+    "Bernoulli": lambda p: dist.Bernoulli(logits=p).expand([2, 3]).to_event(1),
+    "OneHotCategorical": lambda p: dist.OneHotCategorical(logits=p).expand([2]),
+    "LowRank": lambda p: dist.LowRankMultivariateNormal(
+        p, p[:, None] ** 2, p.exp(), validate_args=False
+    ).expand([2]),
+    "Normal to_event(2)": lambda p: dist.Normal(p, p.exp()).expand([2, 3]).to_event(2),
+    "Normal broadcast": lambda p: dist.Normal(p, p.exp()[:, None]).to_event(1),
+    "Independent expanded": lambda p: dist.Normal(p, 2.0).to_event(1).expand([2]).to_event(1),
+    "expand_by": lambda p: dist.Normal(p, p.exp()).expand_by([2]).to_event(1),
+    "expand twice": lambda p: dist.Normal(p[0], 1.0).expand([3]).expand([2, 3]).to_event(1),
+    "masked and expanded": lambda p: dist.Normal(p, 1.0).mask(False).expand([2, 3]),
+    "torch Normal": lambda p: torch.distributions.Normal(p.expand(2, 3), 1.0),
+    "torch Independent": lambda p: torch.distributions.Independent(
+        torch.distributions.Bernoulli(logits=p.expand(2, 3)), 1
+    ),
+    "torch MultivariateNormal": lambda p: torch.distributions.MultivariateNormal(
+        p, scale_tril=torch.diag_embed(p.exp())
+    ).expand([2]),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_expanded_sources(name):
+    leaf = _weights(3)
+    shape = EXPANDED[name](leaf).sample().shape
+    assert random_tensor(EXPANDED[name](leaf)).shape == shape
+    assert_program_agrees(
+        lambda z: torch.cat([z.reshape(-1), z.sum(0).reshape(-1), z[..., 0].reshape(-1)]),
+        [Source([leaf], EXPANDED[name])],
+    )
 
 
 def test_delta_is_a_latent_without_variance():
@@ -543,6 +576,10 @@ def test_shape_errors_are_those_of_torch():
         lambda: z.permute(0, 0),
     ):
         with pytest.raises(RuntimeError):
+            wrong()
+    short, long = tensor([True]), tensor([True, False, True, True])
+    for wrong in (lambda: z[short], lambda: z[long], lambda: z[:, long], lambda: z[short[None]]):
+        with pytest.raises(IndexError):
             wrong()
     for wrong in (lambda: z[5], lambda: z[:, :, 0], lambda: z[tensor([0, 7])], lambda: z.sum(3)):
         with pytest.raises(IndexError):

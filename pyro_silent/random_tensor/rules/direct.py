@@ -96,13 +96,21 @@ def _viewing(function: Callable) -> Callable:
     def view(*args: Any, **kwargs: Any) -> Any:
         result = apply_rule(function, args, kwargs)
         first = args[0] if args else next(iter(kwargs.values()))
-        if isinstance(first, RandomTensor):
+        if isinstance(first, RandomTensor) and not _copies(function, args):
             base = storage_of(first)
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 tensor._alias = base
         return result
 
     return view
+
+
+def _copies(function: Callable, args: tuple) -> bool:
+    """Indexing with tensors, lists or masks makes a copy; any other kind makes a view."""
+    if function is not Tensor.__getitem__ or len(args) < 2:
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return any(isinstance(item, (Tensor, list, bool)) for item in index)
 
 
 def _iterate(input: RandomTensor) -> Iterator[RandomTensor]:

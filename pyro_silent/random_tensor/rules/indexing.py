@@ -153,9 +153,9 @@ def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
         for place, i in enumerate(others)
     }
 
-    def move(tensor: Tensor, leading: int) -> Tensor:
+    def read(tensor: Tensor, leading: int, is_compact: bool) -> Tensor:
         at: Sequence[Tensor] = indices
-        if all(tensor.size(leading + i) == 1 for i in where) and 0 not in index_shape:
+        if is_compact and all(tensor.size(leading + i) == 1 for i in where):
             zero = torch.zeros((1,) * num_index, dtype=torch.long, device=device)
             at = [zero] * len(where)
         else:
@@ -170,7 +170,10 @@ def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
             tensor = tensor.permute(order)
         return tensor[(*[_FULL] * (leading + target), *at)]
 
-    return restructure(form, move(form.offset, 0), move, dim_map)
+    def move(tensor: Tensor, leading: int) -> Tensor:
+        return read(tensor, leading, 0 not in index_shape)
+
+    return restructure(form, read(form.offset, 0, False), move, dim_map)
 
 
 @rule("__getitem__")
@@ -340,7 +343,8 @@ def masked_select(input: RandomTensor, mask: Any) -> Affine:
     """``x[mask]`` for a plain mask."""
     if isinstance(mask, RandomTensor) or not isinstance(input, RandomTensor):
         raise leak(torch.masked_select, mask)
-    return getitem(input.expand(torch.broadcast_shapes(input.shape, mask.shape)), mask)
+    shape = torch.broadcast_shapes(input.shape, mask.shape)
+    return getitem(input.expand(shape), mask.expand(shape))
 
 
 @rule("take_along_dim")
