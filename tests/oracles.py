@@ -72,6 +72,11 @@ def number_of_values(distribution: Distribution) -> int:
     return len(values) ** len(probabilities)
 
 
+def joint_number_of_values(distributions: Sequence[Distribution]) -> int:
+    """Count the joint values of the discrete ones among independent distributions."""
+    return math.prod(number_of_values(d) for d in distributions if is_discrete(d))
+
+
 def joint_values(
     distributions: Sequence[Distribution],
 ) -> Iterator[tuple[list[Tensor], Tensor | float]]:
@@ -143,15 +148,16 @@ def affine_coefficients(
     return matrix, offset
 
 
-def moments(program: Callable[..., Tensor], *distributions: Distribution) -> Moments:
+def moments(
+    program: Callable[..., Tensor], *distributions: Distribution, limit: int | None = None
+) -> Moments:
     """Moments of ``program(z_1, ..., z_n)`` where ``z_i`` are independent with these distributions.
 
-    Discrete latents are enumerated jointly; with more than ``ENUMERATION_LIMIT`` joint values, only
-    the integer ones are, and the program must be affine in the others.
+    Discrete latents are enumerated jointly; with more than ``limit`` joint values (by default
+    ``ENUMERATION_LIMIT``), only the integer ones are, and the program must be affine in the others.
     """
     listed = [is_discrete(d) for d in distributions]
-    count = math.prod(number_of_values(d) for d, x in zip(distributions, listed, strict=True) if x)
-    if count > ENUMERATION_LIMIT:
+    if joint_number_of_values(distributions) > (ENUMERATION_LIMIT if limit is None else limit):
         listed = [isinstance(base_distribution(d), td.Categorical) for d in distributions]
     dense = [d for d, x in zip(distributions, listed, strict=True) if not x]
     enumerated = [d for d, x in zip(distributions, listed, strict=True) if x]

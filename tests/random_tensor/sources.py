@@ -88,7 +88,7 @@ def source(
     if kind == "low_rank":
         return Source(
             [loc, leaf(*shape, 2), leaf(*shape)],
-            lambda m, f, d: dist.LowRankMultivariateNormal(m, f, d.exp()),
+            lambda m, f, d: dist.LowRankMultivariateNormal(m, f, d.exp(), validate_args=check),
         )
     if kind == "bernoulli_probs":
         return Source([loc], lambda r: dist.Bernoulli(probs=r.sigmoid()).to_event(event))
