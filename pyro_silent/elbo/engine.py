@@ -10,9 +10,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
-from pyro.infer.trace_elbo import _compute_log_r
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
@@ -35,7 +34,7 @@ from pyro_silent.random_tensor.tensor import RandomTensor
 class Particle(NamedTuple):
     """What one run of guide and model left: traces whose sites carry their expected log densities.
 
-    :ivar sampled: terms evaluated at the shared draw: ``(cond_indep_stack, signed log density)``.
+    :ivar sampled: terms evaluated at the shared draw: ``(plates, signed log density)``.
     """
 
     model_trace: Trace
@@ -136,7 +135,7 @@ class TreatmentELBO(ELBO):
             self.on_intractable(site, error)
         log_prob = draw.substitute(fn).log_prob(draw(value))
         scaled = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
-        particle.sampled.append((site["cond_indep_stack"], sign * scaled))
+        particle.sampled.append((_vectorized(site), sign * scaled.detach()))
         return log_prob
 
     # Losses
@@ -160,14 +159,16 @@ class TreatmentELBO(ELBO):
                 surrogate = surrogate - entropy.sum()
             if not is_identically_zero(score_function):
                 if log_r is None:
-                    log_r = _compute_log_r(model_trace, guide_trace)
+                    log_r = _log_ratio(model_trace, guide_trace)
                 weight = log_r.sum_to(site["cond_indep_stack"])
                 surrogate = surrogate + (weight * score_function).sum()
         for name, fn, value in draw.scored:
             # Only terms evaluated at the draw depend on it: the exact ones would add noise alone.
-            weights = MultiFrameTensor(*((stack, term.detach()) for stack, term in sampled))
-            weight = weights.sum_to(guide_trace.nodes[name]["cond_indep_stack"])
-            surrogate = surrogate + (weight * fn.log_prob(value)).sum()
+            site = guide_trace.nodes[name]
+            weight = MultiFrameTensor(*sampled).sum_to(site["cond_indep_stack"])
+            log_q = fn.log_prob(value)
+            log_q = sum_rightmost(log_q, log_q.dim() - len(site["fn"].batch_shape))
+            surrogate = surrogate + (weight * log_q).sum()
         return -elbo, -surrogate
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -207,6 +208,33 @@ class TreatmentELBO(ELBO):
         return total
 
 
+def _vectorized(site: dict) -> tuple:
+    return tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def _log_ratio(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
+    """log p - log q by plate: what a sampled site's score is weighted with.
+
+    Unlike Pyro's own it has auxiliary guide sites too, whose entropy may depend on the sample.
+    """
+    ratio = MultiFrameTensor()
+    for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                ratio.add((_vectorized(site), sign * site["log_prob"].detach()))
+    return ratio
+
+
+def _is_builtin(fn: Any) -> bool:
+    """Whether a distribution and all it wraps are torch's or Pyro's own classes."""
+    while True:
+        if not type(fn).__module__.startswith(("torch.", "pyro.")):
+            return False
+        if not hasattr(fn, "base_dist"):
+            return True
+        fn = fn.base_dist
+
+
 def _latent_order(trace: Trace) -> list[str]:
     return [
         name
@@ -221,7 +249,8 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
     The prior's parameters may depend on the latents before the site in the *model*. If all of those come
     before it in the guide as well, none of them depends on the site's own value, so the expectation
     over that value alone is the divergence. Scales must be equal and nothing masked: the two terms
-    then enter the ELBO alike. A Delta is left out: Pyro's divergence drops its log_density.
+    then enter the ELBO alike. A Delta is left out: Pyro's divergence drops its log_density; and so are
+    users' own classes, whose density torch's table of divergences would not see.
     """
     model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
     for name in guide_order:
@@ -234,6 +263,8 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
             continue
         if site["scale"] is not prior["scale"] and not _equal_numbers(site, prior):
             continue
+        if not (_is_builtin(site["fn"]) and _is_builtin(prior["fn"])):
+            continue
         before = model_order[: model_order.index(name)]
         if not set(before) <= set(guide_order[: guide_order.index(name)]):
             continue
@@ -245,7 +276,7 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
             continue
         scaled = scale_and_mask(-divergence, site["scale"], None)
         prior["log_prob"], prior["log_prob_sum"] = scaled, scaled.sum()
-        zeros = torch.zeros_like(site["log_prob"])
+        zeros = torch.zeros_like(divergence)
         site["log_prob"], site["log_prob_sum"] = zeros, zeros.sum()
         site["score_parts"] = ScoreParts(zeros, site["score_parts"].score_function, 0.0)
 

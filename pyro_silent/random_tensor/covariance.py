@@ -146,7 +146,12 @@ def _moment(tensor: Tensor, axes: Sequence[int | Tensor], num_dims: int) -> Oper
     if not gathered:
         return Operand(tensor, labels)
     tensor = tensor.movedim(gathered, list(range(len(gathered))))
-    tensor = tensor[tuple(axes[k] for k in gathered)]
+    index = tuple(axes[k] for k in gathered)
+    if 0 in tensor.shape:
+        dims = torch.broadcast_shapes(*(axis.shape for axis in index))
+        tensor = tensor.new_zeros(dims + tensor.shape[len(index) :])
+    else:
+        tensor = tensor[index]
     keep = [dim for dim in range(num_dims) if tensor.size(dim) != 1]
     shape = [tensor.size(dim) for dim in keep] + list(tensor.shape[num_dims:])
     return Operand(tensor.reshape(shape), tuple(dim - num_dims for dim in keep) + labels)

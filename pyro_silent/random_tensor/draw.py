@@ -21,6 +21,10 @@ from pyro_silent.random_tensor.tensor import (
 )
 
 
+_CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
+"""Attributes in which transforms remember each other and their last value."""
+
+
 def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
     """A distribution (or transform, or nest of them) with its random parameters replaced.
 
@@ -32,12 +36,14 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
         changed = {
             key: new
             for key, old in vars(value).items()
-            if (new := map_parameters(function, old)) is not old
+            if key not in _CACHES and (new := map_parameters(function, old)) is not old
         }
         if not changed:
             return value
         value = copy.copy(value)
         vars(value).update(changed)
+        for key in _CACHES & vars(value).keys():
+            setattr(value, key, None)
         return value
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         items = [map_parameters(function, item) for item in value]

@@ -497,7 +497,10 @@ def _forms(tensors: Sequence[Any]) -> list[Affine]:
 @rule("cat", "concat", "concatenate")
 def cat(tensors: Sequence[Any], dim: int = 0) -> Affine:
     """Tensors side by side."""
-    forms = [form for form in _forms(tensors) if form.shape != (0,)]
+    forms = _forms(tensors)
+    if any(form.offset.dim() != 1 for form in forms):
+        # torch lets empty vectors stand beside anything
+        forms = [form for form in forms if form.shape != (0,)]
     return concatenated(forms, negative(dim, forms[0].offset.dim()))
 
 
