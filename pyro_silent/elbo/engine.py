@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
 from pyro.infer import ELBO
@@ -226,9 +226,9 @@ def _log_ratio(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
 
 
 def _is_builtin(fn: Any) -> bool:
-    """Whether a distribution and all it wraps are torch's or Pyro's own classes."""
+    """Whether a distribution and all it wraps are torch's or Pyro's own classes, without a mask."""
     while True:
-        if not type(fn).__module__.startswith(("torch.", "pyro.")):
+        if isinstance(fn, MaskedDistribution) or not type(fn).__module__.startswith(("torch.", "pyro.")):
             return False
         if not hasattr(fn, "base_dist"):
             return True

@@ -59,7 +59,8 @@ class Term:
     def matches(self, other: Term) -> bool:
         """Whether two terms read their source at the same positions, so that they add up to one."""
         return self.source is other.source and all(
-            same_position(a, b) for a, b in zip(self.axes, other.axes)
+            same_position(a, b) or (size == 1 and (a is None) == (b is None))
+            for a, b, size in zip(self.axes, other.axes, self.source.shape)
         )
 
 
@@ -287,12 +288,28 @@ Move = Callable[[Tensor, int], Tensor]
 """``move(tensor, num_leading)``: an op done on a compact tensor that has leading dims."""
 
 
-def restructure(form: Affine, offset: Tensor, move: Move, dim_map: Mapping[int, int]) -> Affine:
+def restructure(
+    form: Affine,
+    offset: Tensor,
+    move: Move,
+    dim_map: Mapping[int, int],
+    moved: dict[tuple, Tensor] | None = None,
+) -> Affine:
     """The form after an op that only moves, repeats, drops or zero-fills elements.
 
     :param dim_map: where y's dims go that the op leaves whole (negative -> negative). Axes aligned with
         any other dim become gathered.
+    :param moved: remembers the positions such axes get, where they depend on the op's plan alone. The
+        same op then gives the same tensor, and terms read alike are seen to be.
     """
+
+    def gathered(term: Term, k: int, num_dims: int) -> Tensor:
+        if moved is None or not isinstance(term.axes[k], int):
+            return move(positions(term, k, num_dims), 0)
+        key = (term.axes[k], term.source.shape[k], term.source.mean.device)
+        if key not in moved:
+            moved[key] = move(positions(term, k, num_dims), 0)
+        return moved[key]
 
     def compute() -> tuple[Term, ...]:
         num_dims = form.offset.dim()
@@ -305,7 +322,7 @@ def restructure(form: Affine, offset: Tensor, move: Move, dim_map: Mapping[int, 
                 elif isinstance(axis, int) and axis in dim_map:
                     axes.append(dim_map[axis])
                 else:
-                    axes.append(move(positions(term, k, num_dims), 0))
+                    axes.append(gathered(term, k, num_dims))
             coefficient = term.coefficient
             if coefficient is not None:
                 coefficient = move(coefficient, term.num_contracted)

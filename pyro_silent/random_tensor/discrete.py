@@ -6,6 +6,7 @@ categorical latent keeps the affine form exactly, and so does a table read at a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def _aligned(term: Term, num_dims: int) -> Term | None:
             if last:
                 axes.append(None)
             elif term.source.shape[k] == 1:
-                axes.append(torch.zeros((1,) * num_dims, dtype=torch.long, device=_device(term)))
+                axes.append(_first(num_dims, term.source.mean.device))
                 squeezed.append(lead)
             else:
                 return None
@@ -80,8 +81,10 @@ def _aligned(term: Term, num_dims: int) -> Term | None:
     return Term(term.source, tuple(axes), coefficient)
 
 
-def _device(term: Term) -> torch.device:
-    return term.source.mean.device
+@functools.lru_cache(maxsize=256)
+def _first(num_dims: int, device: torch.device) -> Tensor:
+    """Position 0 for all of y; one tensor for all who ask, so that their terms match."""
+    return torch.zeros((1,) * num_dims, dtype=torch.long, device=device)
 
 
 def from_levels(values: Tensor, shape: torch.Size, term: Term) -> Affine:

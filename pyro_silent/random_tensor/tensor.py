@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,21 +35,32 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.grad_enabled = torch.is_grad_enabled()
-        self.versions = [arg._version for arg in args if type(arg) in _PLAIN]
+        self.versions = _versions(args)
+        if kwargs:
+            self.versions += _versions(kwargs.values())
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a plain operand that was changed in place since.
 
         :raises LeakError: naming the operation.
         """
-        if self.versions != [arg._version for arg in self.args if type(arg) in _PLAIN]:
+        if self.versions != _versions(self.args) + _versions(self.kwargs.values()):
             raise LeakError(
                 f"a plain operand of {operation_name(self.function)} was changed in place after it met "
                 "a random tensor; write a new tensor instead of reusing the buffer."
             )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def _versions(values: Iterable[Any]) -> list[int]:
+    """How often each plain tensor among the arguments has been written to."""
+    versions = []
+    for value in values:
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            versions.append(value._version)
+        elif kind is tuple or kind is list:
+            versions += _versions(value)
+    return versions
 
 
 class Lost(NamedTuple):
@@ -194,6 +205,9 @@ def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
     if form.dtype is None and any_integral(call.args):
         outputs = on_meta(call.function, call.args, call.kwargs)
         dtype = (outputs if index is None else outputs[index]).dtype
+        if dtype.is_floating_point and dtype is not offset.dtype:
+            form = map_values(form, lambda tensor: tensor.to(dtype))
+            offset = form.offset
     tensor = _make(RandomTensor, offset.shape, dtype=dtype, device=offset.device)
     if dtype is not offset.dtype:
         tensor._integral = True
@@ -202,6 +216,19 @@ def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
     if index is not None:
         tensor._index = index
     return tensor
+
+
+def map_values(form: Affine, function: Callable[[Tensor], Tensor]) -> Affine:
+    """A real-linear function of each value, such as a cast, on mean and coefficients."""
+    num_dims = form.offset.dim()
+
+    def compute() -> tuple[Term, ...]:
+        return tuple(
+            Term(term.source, term.axes, function(term.dense_coefficient(num_dims)))
+            for term in form.terms
+        )
+
+    return Affine.deferred(function(form.offset), compute, (form,))
 
 
 def constant(value: Tensor) -> Affine:
@@ -294,7 +321,7 @@ def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
     def blank(tensor: Tensor) -> Tensor:
         if isinstance(tensor, RandomTensor):
-            if tensor._integral and tensor.dim() == 0:
+            if tensor.dim() == 0 and not tensor.dtype.is_floating_point:
                 return torch.zeros((), dtype=tensor.dtype)  # read as a number by indexing
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         return tensor.detach().to("meta")

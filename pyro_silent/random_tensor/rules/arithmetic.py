@@ -23,6 +23,7 @@ from pyro_silent.random_tensor.tensor import (
     affine_of,
     constant,
     detach_form,
+    map_values,
 )
 
 _NUMBERS = (int, float, bool, complex)
@@ -136,28 +137,20 @@ def identity(input: RandomTensor, **ignored: Any) -> Affine:
 def conj(input: RandomTensor) -> Affine:
     """The complex conjugate."""
     form = affine_of(input)
-    return _map_values(form, torch.conj)
-
-
-def _map_values(form: Affine, function: Any) -> Affine:
-    terms = tuple(
-        Term(term.source, term.axes, function(term.dense_coefficient(form.offset.dim())))
-        for term in form.terms
-    )
-    return Affine(function(form.offset), terms)
+    return map_values(form, torch.conj)
 
 
 @rule("real", "Tensor.real.__get__")
 def real(input: RandomTensor) -> Affine:
     """The real part: linear over real sources."""
     form = affine_of(input)
-    return _map_values(form, torch.real) if form.offset.is_complex() else form
+    return map_values(form, torch.real) if form.offset.is_complex() else form
 
 
 @rule("imag", "Tensor.imag.__get__")
 def imag(input: RandomTensor) -> Affine:
     """The imaginary part: linear over real sources."""
-    return _map_values(affine_of(input), torch.imag)
+    return map_values(affine_of(input), torch.imag)
 
 
 @rule("detach")
@@ -275,14 +268,14 @@ def cast(input: RandomTensor, dtype: torch.dtype, device: Any = None) -> Affine:
     """Change dtype and device. Between floats, and from integers, nothing is lost."""
     if dtype.is_floating_point or dtype.is_complex:
         form = affine_of(input)
-        return _map_values(form, lambda t: t.to(dtype=dtype, device=device or t.device))
+        return map_values(form, lambda t: t.to(dtype=dtype, device=device or t.device))
     if input.dtype.is_floating_point or dtype is torch.bool:
         form = discrete.pointwise(Tensor.to, (input, dtype), {})
         if form is None:
             raise NoForm(f"rounding to {dtype} is not affine")
     else:
         form = affine_of(input)
-    moved = _map_values(form, lambda t: t.to(device=device or t.device))
+    moved = map_values(form, lambda t: t.to(device=device or t.device))
     moved.dtype = dtype
     return moved
 

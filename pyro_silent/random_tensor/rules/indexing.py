@@ -22,10 +22,15 @@ from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, leak
 _FULL = slice(None)
 
 
-def normalized(index: Any, num_dims: int) -> list[Any]:
+def normalized(index: Any, shape: Sequence[int]) -> list[Any]:
     """The index as a list with one entry per dim (and None for each new one): no Ellipsis, no masks."""
+    num_dims = len(shape)
     items = list(index) if isinstance(index, tuple) else [index]
     entries: list[Any] = []
+    if any(_is_mask(item) for item in items):
+        # torch's own check of the masks' shapes, on a tensor without data
+        plain = tuple(0 if isinstance(item, RandomTensor) else item for item in items)
+        torch.empty(()).expand(tuple(shape))[plain]
     for item in items:
         if isinstance(item, (list, range)) or type(item).__module__ == "numpy":
             item = torch.as_tensor(item)
@@ -53,6 +58,12 @@ def normalized(index: Any, num_dims: int) -> list[Any]:
     return entries[:at] + fill + entries[at + 1 :]
 
 
+def _is_mask(item: Any) -> bool:
+    if isinstance(item, list):
+        return bool(item) and isinstance(item[0], bool)
+    return isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
+
+
 def _plain_key(index: Any) -> tuple | None:
     """An index without tensors in a form that can be a key of a cache; None for any other."""
     key = []
@@ -75,12 +86,13 @@ class _BasicPlan(NamedTuple):
     index: tuple
     entries: list[tuple[Any, int]]
     dim_map: dict[int, int]
+    moved: dict[tuple, Tensor]
 
 
 @functools.lru_cache(maxsize=4096)
 def _basic_plan(key: tuple, shape: torch.Size) -> _BasicPlan:
     items = tuple(slice(*item) if isinstance(item, tuple) else item for item in key)
-    index = tuple(normalized(items, len(shape)))
+    index = tuple(normalized(items, shape))
     num_new = torch.empty(shape, device="meta")[index].dim()
     entries: list[tuple[Any, int]] = []
     dim_map: dict[int, int] = {}
@@ -96,7 +108,7 @@ def _basic_plan(key: tuple, shape: torch.Size) -> _BasicPlan:
                 dim_map[old - len(shape)] = new - num_new
             new += 1
         old += 1
-    return _BasicPlan(index, entries, dim_map)
+    return _BasicPlan(index, entries, dim_map, {})
 
 
 def _read_basic(form: Affine, key: tuple) -> Affine:
@@ -119,7 +131,7 @@ def _read_basic(form: Affine, key: tuple) -> Affine:
             dim += 1
         return tensor[tuple(at)]
 
-    return restructure(form, form.offset[plan.index], move, plan.dim_map)
+    return restructure(form, form.offset[plan.index], move, plan.dim_map, plan.moved)
 
 
 def basic(form: Affine, entries: Sequence[Any]) -> tuple[Affine, list[Any]]:
@@ -185,7 +197,7 @@ def getitem(input: Any, index: Any) -> Affine:
     key = _plain_key(index)
     if key is not None:
         return _read_basic(form, key)
-    entries = normalized(index, form.offset.dim())
+    entries = normalized(index, form.shape)
     if any(isinstance(entry, RandomTensor) for entry in entries):
         raise NoForm("a random tensor read at a random index is not affine")
     form, rest = basic(form, entries)
@@ -201,7 +213,7 @@ def _random_index(entries: Sequence[Any]) -> RandomTensor:
 
 def lookup(table: Tensor, index: Any) -> Affine:
     """``table[..., z, ...]`` for a plain table: sum_k [z = k] table[..., k, ...]."""
-    entries = normalized(index, table.dim())
+    entries = normalized(index, table.shape)
     z = _random_index(entries)
     if z.dtype.is_floating_point or z.dtype is torch.bool:
         raise IndexError(

@@ -200,13 +200,13 @@ def _register_added_products() -> None:
 
         def added(
             input: Any,
-            a: Any,
-            b: Any,
-            *,
+            *factors: Any,
             beta: float = 1,
             alpha: float = 1,
             product: Callable[[Any, Any], Any] = product,
+            **named: Any,  # mat1, mat2, batch1, vec ...: each function has its own names
         ) -> Affine:
+            a, b = (*factors, *named.values())
             return affine_of(beta * input + alpha * product(a, b))
 
         rule(name)(added)
@@ -239,8 +239,8 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Affine:
     free_a = [d for d in range(a.dim()) if d not in first]
     free_b = [d for d in range(b.dim()) if d not in second]
     n = math.prod(a.size(d) for d in first)
-    left = a.permute(free_a + first).reshape(-1, n)
-    right = b.permute(second + free_b).reshape(n, -1)
+    left = a.permute(free_a + first).reshape(math.prod(a.size(d) for d in free_a), n)
+    right = b.permute(second + free_b).reshape(n, math.prod(b.size(d) for d in free_b))
     product = left @ right
     return affine_of(
         product.reshape([a.size(d) for d in free_a] + [b.size(d) for d in free_b])
@@ -411,7 +411,7 @@ def sum_(
     input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
     """Sums over dims."""
-    form = affine_of(input)
+    form = affine_of(input if dtype is None else input.to(dtype))
     over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
     if not over:
         return form
@@ -423,7 +423,7 @@ def mean(
     input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
     """Averages over dims."""
-    form = affine_of(input)
+    form = affine_of(input if dtype is None else input.to(dtype))
     over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
     if not over:
         return form
@@ -448,7 +448,7 @@ def along_dim(form: Affine, dim: int, function: Callable[[Tensor], Tensor]) -> A
 @rule("cumsum")
 def cumsum(input: RandomTensor, dim: int, *, dtype: Any = None) -> Affine:
     """Running sums along a dim."""
-    form = affine_of(input)
+    form = affine_of(input if dtype is None else input.to(dtype))
     if form.offset.dim() == 0:
         return form
     d = negative(dim, form.offset.dim())
