@@ -21,6 +21,7 @@ from pyro_silent.random_tensor.affine import (
     merge_terms,
     pad_dims,
     pad_terms,
+    positions,
     scale_terms,
 )
 from pyro_silent.random_tensor.rules.structural import (
@@ -33,12 +34,38 @@ from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
 
-def _aligned_with(term: Term, dim: int) -> int | None:
-    """The one axis that is aligned with ``dim``, if no other axis depends on it."""
+def _lying_on(term: Term, dim: int) -> list[int] | None:
+    """The axes whose position changes along ``dim``; None if one changes along another dim as well."""
     found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
-    if len(found) == 1 and isinstance(term.axes[found[0]], int):
-        return found[0]
-    return None
+    for k in found:
+        axis = term.axes[k]
+        if isinstance(axis, Tensor) and axis.numel() != axis.size(dim):
+            return None
+    return found
+
+
+def _scattered(term: Term, lying: Sequence[int], rows: Tensor, num_dims: int) -> Tensor:
+    """Add up rows by the positions they are read at: the axes become leading dims.
+
+    :param rows: ``[size of the dim, leading dims.., y]``, a row for each element of the dim.
+    :return: ``[leading dims with the new ones in their places.., y]``.
+    """
+    sizes = [term.source.shape[k] for k in lying]
+    if len(lying) == 1 and isinstance(term.axes[lying[0]], int):
+        total = rows
+    else:
+        index = rows.new_zeros((), dtype=torch.long)
+        for k, size in zip(lying, sizes):
+            index = index * size + positions(term, k, num_dims).reshape(-1)
+        total = rows.new_zeros((math.prod(sizes), *rows.shape[1:])).index_add(0, index, rows)
+        total = total.reshape(*sizes, *rows.shape[1:])
+    order = sorted([k for k, axis in enumerate(term.axes) if axis is None or k in lying])
+    places = [order.index(k) for k in lying]
+    return total.movedim(list(range(len(lying))), places)
+
+
+def _without_axes(term: Term, lying: Sequence[int]) -> tuple[Axis, ...]:
+    return tuple(None if k in lying else axis for k, axis in enumerate(term.axes))
 
 
 def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
@@ -48,9 +75,9 @@ def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
         num_dims = offset.dim()
         terms = []
         for term in pad_terms(form, num_dims):
-            k = _aligned_with(term, -1)
-            if k is not None:
-                terms.append(_diagonal_times(term, k, weight, num_dims))
+            lying = _lying_on(term, -1)
+            if lying:
+                terms.append(_rows_times(term, lying, weight, num_dims))
             else:
                 shape = (1,) * (num_dims - form.offset.dim()) + tuple(form.shape)
                 term = contract_dims(term, shape, [-1])
@@ -61,19 +88,15 @@ def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
     return Affine.deferred(offset, compute, (form,))
 
 
-def _diagonal_times(term: Term, k: int, weight: Tensor, num_dims: int) -> Term:
-    """A source axis aligned with the summed dim: the product is a row scaling, no identity needed."""
-    before = sum(axis is None for axis in term.axes[:k])
-    after = sum(axis is None for axis in term.axes[k + 1 :])
-    # weight[..., k, m] -> [1.., k, 1.., batch dims, 1 (row), m]
+def _rows_times(term: Term, lying: Sequence[int], weight: Tensor, num_dims: int) -> Term:
+    """A product along a dim on which source axes lie only picks and adds rows of the weight."""
+    # weight[..., k, m] -> [k, leading 1.., batch dims, 1 (row), m]
     rows = weight.movedim(-2, 0).unsqueeze(-2)
-    rows = pad_dims(rows, 1, num_dims - (rows.dim() - 1))
-    rows = rows.reshape((1,) * before + rows.shape[:1] + (1,) * after + rows.shape[1:])
-    axes = (*term.axes[:k], None, *term.axes[k + 1 :])
-    if term.coefficient is None:
-        return Term(term.source, axes, rows)
-    coefficient = term.coefficient.movedim(-1, before).unsqueeze(-1)
-    return Term(term.source, axes, coefficient * rows)
+    rows = pad_dims(rows, 1, num_dims - (rows.dim() - 1) + term.num_contracted)
+    if term.coefficient is not None:
+        rows = rows * term.coefficient.movedim(-1, 0).unsqueeze(-1)
+    coefficient = _scattered(term, lying, rows, num_dims)
+    return Term(term.source, _without_axes(term, lying), coefficient)
 
 
 def matrix_product(input: Any, other: Any) -> Affine:
@@ -355,10 +378,10 @@ def summed(form: Affine, dims: Sequence[int], keepdim: bool, offset: Tensor) -> 
 def _sum_term(term: Term, dim: int, shape: torch.Size) -> Term:
     """The sum along one dim, which stays with size 1."""
     num_dims = len(shape)
-    found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
-    if len(found) == 1:
-        return _sum_aligned(term, found[0], dim, shape)
-    if found:
+    lying = _lying_on(term, dim)
+    if lying:
+        return _sum_rows(term, lying, dim, shape)
+    if lying is None:
         term = contract_dims(term, shape, [dim])
     coefficient = term.dense_coefficient(num_dims)
     if coefficient.size(dim) == 1:
@@ -368,33 +391,20 @@ def _sum_term(term: Term, dim: int, shape: torch.Size) -> Term:
     return Term(term.source, term.axes, coefficient)
 
 
-def _sum_aligned(term: Term, k: int, dim: int, shape: torch.Size) -> Term:
-    """Sum along a dim on which one source axis lies: the dim becomes the axis's leading dim."""
+def _sum_rows(term: Term, lying: Sequence[int], dim: int, shape: torch.Size) -> Term:
+    """Sum along a dim on which source axes lie: the dim becomes their leading dims."""
     num_dims = len(shape)
-    axis = term.axes[k]
-    before = sum(a is None for a in term.axes[:k])
+    axes = _without_axes(term, lying)
+    if term.coefficient is None and len(lying) == 1 and isinstance(term.axes[lying[0]], int):
+        before = sum(axis is None for axis in axes[: lying[0]])
+        size = [1] * (sum(axis is None for axis in axes) + num_dims)
+        size[before] = shape[dim]
+        return Term(term.source, axes, term.source.mean.new_ones(size))
     coefficient = term.dense_coefficient(num_dims)
-    axes: list[Axis] = list(term.axes)
-    axes[k] = None
-    if term.coefficient is None and isinstance(axis, int):
-        after = sum(a is None for a in term.axes[k + 1 :])
-        size = (1,) * before + (shape[dim],) + (1,) * (after + num_dims)
-        return Term(term.source, tuple(axes), term.source.mean.new_ones(size))
     full = list(coefficient.shape)
     full[dim] = shape[dim]
-    if isinstance(axis, Tensor):
-        if any(axis.size(d) != 1 for d in range(-num_dims, 0) if d != dim):
-            term = contract_dims(term, shape, [dim])
-            total = term.dense_coefficient(num_dims).sum(dim, keepdim=True)
-            return Term(term.source, term.axes, total)
-        rows = coefficient.expand(full).movedim(dim, 0)
-        zeros = rows.new_zeros(term.source.shape[k : k + 1] + rows.shape[1:])
-        moved = zeros.index_add(0, axis.reshape(-1), rows)
-    else:
-        moved = coefficient.expand(full).movedim(dim, 0)
-    # [size, leading.., y without dim] -> leading dim in its place, y's dim of size 1
-    moved = moved.unsqueeze(moved.dim() + 1 + dim)
-    return Term(term.source, tuple(axes), moved.movedim(0, before))
+    rows = coefficient.expand(full).unsqueeze(0).transpose(0, dim).contiguous()
+    return Term(term.source, axes, _scattered(term, lying, rows, num_dims))
 
 
 def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[list[int], bool]:
