@@ -268,10 +268,13 @@ def check_claims(runs: list[Run], compare_final: bool) -> list[str]:
     for other in others if compare_final else []:
         gain = torch.tensor(other.test_blocks) - torch.tensor(silent.test_blocks)
         error = (gain.std() / math.sqrt(len(gain))).item()
-        claim = f"{silent.code}: silent ends {gain.mean():.2f} nats per digit below {other.loss}"
+        side = "below" if gain.mean() >= 0 else "above"
+        claim = (
+            f"{silent.code}: silent ends {gain.mean().abs():.2f} nats per digit {side} {other.loss}"
+        )
         claim += f" (standard error {error:.2f} over {len(gain)} blocks of test digits)"
         if gain.mean() < -STANDARD_ERRORS * error:
-            raise SystemExit(f"{claim}: it is worse by more than {STANDARD_ERRORS} standard errors")
+            raise SystemExit(f"{claim}: worse by more than {STANDARD_ERRORS:g} standard errors")
         lines.append(claim)
     return lines
 
