@@ -239,6 +239,28 @@ def test_nonlinear_function_of_several_latents():
     check(model, guide, truth)
 
 
+def test_likelihood_without_a_closed_form():
+    """Counts with a log-linear rate and switches with a linear logit."""
+    new_parameters(m=2, log_s=2, w=2)
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("count", dist.Poisson((P("w") * z).exp()), obs=torch.tensor([3.0, 0.0]))
+            pyro.sample("switch", dist.Bernoulli(logits=z), obs=torch.tensor([1.0, 0.0]))
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", dist.Normal(P("m"), P("log_s").exp()))
+
+    nodes, weights = gauss_hermite(80)
+    m, s = P("m"), P("log_s").exp()
+    z = m + s * nodes[:, None]
+    inner = dist.Poisson((P("w") * z).exp()).log_prob(torch.tensor([3.0, 0.0]))
+    inner = inner + dist.Bernoulli(logits=z).log_prob(torch.tensor([1.0, 0.0]))
+    check(model, guide, (kl_normal(m, s) - (weights[:, None] * inner).sum(0)).sum())
+
+
 class Shifted(dist.Normal):
     """A subclass with a density of its own: what is known of a Normal does not hold."""
 

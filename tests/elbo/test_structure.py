@@ -6,10 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import autoguide
 from torch import Tensor
 
-from tests.elbo.agreement import assert_exact, leaves, new_parameters
+from tests.elbo.agreement import assert_exact, new_parameters
 from tests.formulas import (
     LOG_2PI,
     expected_normal,
@@ -218,6 +217,81 @@ def test_bernoulli_switches_summed_over_a_plate():
     assert_exact(model, guide, formula)
 
 
+@pytest.mark.parametrize("law", ["normal", "bernoulli"])
+def test_parameters_shared_over_a_plate_make_independent_latents(law):
+    """One loc and scale expanded over the plate: the variance of the sum is N s^2, not N^2 s^2."""
+    new_parameters(h=())
+
+    def posterior() -> dist.Distribution:
+        return dist.Normal(P("h"), 0.4) if law == "normal" else dist.Bernoulli(logits=P("h"))
+
+    def model() -> None:
+        with pyro.plate("parts", 5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0) if law == "normal" else dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(z.sum(-1), 0.3), obs=torch.tensor(0.8))
+        pyro.sample("y", dist.Normal(z[0] - z[3], 0.3), obs=torch.tensor(0.8))
+
+    def guide() -> None:
+        with pyro.plate("parts", 5):
+            pyro.sample("z", posterior())
+
+    def formula() -> Tensor:
+        if law == "normal":
+            m, v, kl = P("h"), torch.tensor(0.16), kl_normal(P("h"), torch.tensor(0.4))
+        else:
+            m = torch.sigmoid(P("h"))
+            v = m * (1 - m)
+            kl = m * (m / 0.3).log() + (1 - m) * ((1 - m) / 0.7).log()
+        zero = torch.zeros(())
+        x = expected_normal(0.8 - 5 * m, 5 * v, 0.3)
+        return 5 * kl - x - expected_normal(0.8 + zero, 2 * v, 0.3)
+
+    assert_exact(model, guide, formula)
+
+
+def test_one_latent_repeated_over_a_plate():
+    """The other way round: N readings of one latent are fully correlated."""
+    new_normal(z=())
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("parts", 5):
+            repeated = pyro.deterministic("repeated", z.expand(5) * torch.arange(5.0))
+        pyro.sample("x", dist.Normal(repeated.sum(-1), 0.3), obs=torch.tensor(0.8))
+        pyro.sample("y", dist.Normal(repeated[2] - 2 * repeated[1], 0.3), obs=torch.tensor(0.8))
+
+    def guide() -> None:
+        normal_site("z")
+
+    def formula() -> Tensor:
+        m, s = moments("z")
+        constant = expected_normal(torch.tensor(0.8), 0.0, 0.3)
+        return kl_normal(m, s) - expected_normal(0.8 - 10 * m, (10 * s) ** 2, 0.3) - constant
+
+    assert_exact(model, guide, formula)
+
+
+def test_one_distribution_object_for_two_sites():
+    """The latents are independent although their law is one object."""
+    new_normal(z=())
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(a - b, 0.3), obs=torch.tensor(0.8))
+
+    def guide() -> None:
+        fn = dist.Normal(P("z_loc"), P("z_log_scale").exp())
+        pyro.sample("a", fn)
+        pyro.sample("b", fn)
+
+    def formula() -> Tensor:
+        m, s = moments("z")
+        return 2 * kl_normal(m, s) - expected_normal(0.8 + 0 * m, 2 * s**2, 0.3)
+
+    assert_exact(model, guide, formula)
+
+
 # Chains
 
 
@@ -374,7 +448,7 @@ def test_state_space_model_with_an_autoregressive_guide():
     assert_exact(model, guide, formula)
 
 
-# Delta sites, auxiliary sites, autoguides
+# Delta sites, auxiliary sites
 
 
 def test_delta_guides():
@@ -438,47 +512,3 @@ def test_auxiliary_guide_sites(kind):
         return -prior - entropy - expected_normal(x - mean, spread, 0.5).sum()
 
     assert_exact(model, guide, formula)
-
-
-def _unconstrained_moments(guide: autoguide.AutoGuide) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of all latents in the order beta, alpha."""
-    if isinstance(guide, autoguide.AutoNormal):
-        mean = torch.cat([guide.locs.beta.reshape(1), guide.locs.alpha])
-        return mean, torch.diag(torch.cat([guide.scales.beta.reshape(1), guide.scales.alpha]) ** 2)
-    if isinstance(guide, autoguide.AutoDiagonalNormal):
-        return guide.loc, torch.diag(guide.scale**2)
-    if isinstance(guide, autoguide.AutoMultivariateNormal):
-        tril = guide.scale[:, None] * guide.scale_tril
-        return guide.loc, tril @ tril.T
-    factor = guide.cov_factor * guide.scale[:, None]
-    return guide.loc, factor @ factor.T + torch.diag(guide.scale**2)
-
-
-@pytest.mark.parametrize(
-    "family",
-    ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"],
-)
-def test_autoguides_of_real_latents(family):
-    """Auxiliary sites, slices of one flat latent, and Deltas, as Pyro's own guides write them."""
-    x, y = torch.randn(2, 7)
-
-    def model(y: Tensor) -> None:
-        beta = pyro.sample("beta", dist.Normal(0.0, 1.0))
-        with pyro.plate("groups", 4):
-            alpha = pyro.sample("alpha", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(alpha[GROUP] + beta * x, 0.5), obs=y)
-
-    guide = getattr(autoguide, family)(model)
-    guide(y)
-    for leaf in leaves().values():
-        leaf.data += 0.3 * torch.randn_like(leaf)
-
-    def formula() -> Tensor:
-        mean, covariance = _unconstrained_moments(guide)
-        rows = torch.cat([x[:, None], torch.eye(4)[GROUP]], -1)
-        spread = quadratic_form(rows, covariance)
-        expected = expected_normal(y - rows @ mean, spread, 0.5)
-        return kl_multivariate_normal(mean, covariance) - expected.sum()
-
-    assert_exact(model, guide, formula, y)
