@@ -60,7 +60,7 @@ def draw(
     )
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(title, fontsize=12, pad=8)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
