@@ -69,6 +69,7 @@ def assert_program_agrees(
     actual = dense_moments(y)
     for name, got, wanted in zip(expected._fields, actual, expected, strict=True):
         assert got.shape == wanted.shape, f"{name} has shape {got.shape}, not {wanted.shape}"
+        assert got.dtype is wanted.dtype, f"{name} has dtype {got.dtype}, not {wanted.dtype}"
         assert_close(got, wanted, 1e-9, name)
     if gradients:
         leaves = [p for s in sources for p in s.parameters] + list(operands)

@@ -316,7 +316,7 @@ REDUCTIONS = [
     Row("diff append", lambda z, w: z.diff(dim=-1, append=w), (("B", 2),)),
     fixed("z[1:]-z[:-1]", lambda z: z[1:] - z[:-1], shape=(3, 3)),
     Row("trace", lambda z: z.trace(), shape=(3, 3), batched=False),
-    Row("weighted mean", lambda z, w: (z * w).sum(0) / w.exp().sum(0), (BW,)),
+    fixed("weighted mean", lambda z, w: (z * w).sum(0) / w.exp().sum(0), (2, 3)),
 ]
 
 STRUCTURE = [
@@ -528,6 +528,12 @@ CONVERSIONS = [
     Row("type_as", lambda z, w: z.type_as(w), (BW,)),
     Row("double", lambda z: z.double()),
     Row("cpu", lambda z: z.cpu()),
+    Row("plain.to(z)", lambda z, w: z * w.detach().float().to(z), (BW,)),
+    Row("plain.type_as(z)", lambda z, w: z + w.type_as(z), (BW,)),
+    Row("plain.view_as(z)", lambda z, w: z + w.view_as(z), (("B", 1, 3),)),
+    Row("plain.reshape_as(z)", lambda z, w: z + w.reshape_as(z), (("B", 1, 3),)),
+    Row("plain.expand_as(z)", lambda z, w: z + w.expand_as(z), ((1, 3),)),
+    Row("zeros_like", lambda z: torch.cat([z, torch.zeros_like(z), z.new_ones(1, 3)])),
     Row("clone", lambda z: z.clone()),
     Row("contiguous", lambda z: z.T.contiguous()),
     Row("dropout eval", lambda z: F.dropout(z, 0.5, training=False)),
@@ -606,6 +612,61 @@ POOLING = [
     ),
 ]
 
+IDX3 = tensor([0, 1, 1])
+
+KEYWORDS = [
+    Row("input= other=", lambda z, w: torch.add(input=z, other=w), (BW,)),
+    Row("plain, other=z", lambda z, w: torch.sub(w, other=z), (BW,)),
+    Row("sum dim= keepdim=", lambda z: torch.sum(input=z, dim=1, keepdim=True)),
+    Row("sum axis=", lambda z: z.sum(axis=1)),
+    Row("mean axis= keepdims=", lambda z: z.mean(axis=-1, keepdims=True)),
+    Row("sum list", lambda z: z.sum([0, 1])),
+    Row("sum no dims", lambda z: z.sum(())),
+    Row("cumsum dim=", lambda z: z.cumsum(dim=0)),
+    Row("reshape shape=", lambda z: z.reshape(shape=(-1,))),
+    Row("view size=", lambda z: z.view(size=(-1, 3, 1))),
+    Row("expand size=", lambda z: z.expand(size=(2, -1, 3))),
+    Row("repeat tuple", lambda z: z.repeat((2, 1))),
+    Row("permute dims=", lambda z: z.permute(dims=(1, 0))),
+    Row("torch.permute dims=", lambda z: torch.permute(z, dims=(1, 0))),
+    Row("transpose dim0= dim1=", lambda z: z.transpose(dim0=0, dim1=1)),
+    Row("flip dims=", lambda z: torch.flip(z, dims=[0])),
+    Row("roll shifts= dims=", lambda z: torch.roll(z, shifts=(1,), dims=(0,))),
+    Row("unsqueeze dim=", lambda z: z.unsqueeze(dim=0)),
+    Row("squeeze dim=", lambda z: z[None].squeeze(dim=0)),
+    Row("unflatten dim= sizes=", lambda z: z.unflatten(dim=1, sizes=(3, 1))),
+    Row("cat tensors= dim=", lambda z: torch.cat(tensors=[z, z], dim=1)),
+    Row("stack tensors= dim=", lambda z: torch.stack(tensors=(z, z), dim=-1)),
+    Row("split dim=", lambda z: torch.split(z, split_size_or_sections=1, dim=1)[2]),
+    Row("chunk chunks=", lambda z: z.chunk(chunks=3, dim=1)[0]),
+    Row("where names", lambda z, w: torch.where(condition=w > 0, input=z, other=w), (BW,)),
+    Row("masked_fill names", lambda z: z.masked_fill(mask=MASK, value=0.5)),
+    Row("matmul names", lambda z, w: torch.matmul(input=z, other=w), ((3, 2),)),
+    Row("mm mat2=", lambda z, w: torch.mm(z, mat2=w), ((3, 2),)),
+    Row("bmm mat2=", lambda z, w: torch.bmm(z[None], mat2=w[None]), ((3, 2),)),
+    Row("mv vec=", lambda z, w: torch.mv(z, vec=w), ((3,),)),
+    Row("addmm mat1= mat2=", lambda z, w: torch.addmm(w[0], mat1=z, mat2=w), ((3, 3),)),
+    fixed("outer vec2=", lambda z, w: torch.outer(z[0], vec2=w), (2,)),
+    fixed("dot tensor=", lambda z, w: torch.dot(z[0], tensor=w), (3,)),
+    Row("linear names", lambda z, w, b: F.linear(z, weight=w, bias=b), ((2, 3), (2,))),
+    Row("einsum equation first", lambda z, w: torch.einsum("ij,jk", z, w), ((3, 2),)),
+    Row("einsum sublists", lambda z, w: torch.einsum(z, [0, 1], w, [1, 2], [0, 2]), ((3, 2),)),
+    Row("tensordot names", lambda z, w: torch.tensordot(a=z, b=w, dims=1), ((3, 2),)),
+    Row("conv1d names", lambda z, w: F.conv1d(input=z[:, None], weight=w), ((2, 1, 2),)),
+    Row("pad names", lambda z: F.pad(input=z, pad=(1, 1), mode="constant", value=1.0)),
+    Row("index_select names", lambda z: torch.index_select(input=z, dim=1, index=IDX3)),
+    Row("gather names", lambda z: z.gather(dim=1, index=z.new_zeros(z.shape[0], 2).long())),
+    Row("repeat_interleave names", lambda z: z.repeat_interleave(repeats=2, dim=1)),
+    Row("avg_pool1d names", lambda z: F.avg_pool1d(z[None], kernel_size=2, stride=1)),
+    Row("dropout names", lambda z: F.dropout(input=z, p=0.5, training=False)),
+    Row(
+        "interpolate recompute_scale_factor",
+        lambda z: F.interpolate(
+            z[:, None], scale_factor=1.5, mode="linear", recompute_scale_factor=True
+        ),
+    ),
+]
+
 ROWS = [
     *ARITHMETIC,
     *PRODUCTS,
@@ -616,4 +677,5 @@ ROWS = [
     *JOINING,
     *CONVERSIONS,
     *POOLING,
+    *KEYWORDS,
 ]

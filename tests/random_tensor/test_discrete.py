@@ -15,7 +15,7 @@ from tests.random_tensor.agreement import assert_close, assert_program_agrees
 from tests.random_tensor.programs import programs
 from tests.random_tensor.sources import Source, source
 
-MAX_VALUES = 512
+MAX_VALUES = 256
 W = torch.linspace(-1.0, 2.0, 3, dtype=torch.float64)
 
 # Exact: an elementwise function of one coin is affine in it.
@@ -217,7 +217,7 @@ def test_index_of_another_dtype_is_refused_as_by_torch():
         W[random_tensor(source("bernoulli_plate", (2,)).distribution())]
 
 
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(programs(wild=True))
 def test_any_program_is_right_or_refused(program):
     values = oracles.joint_number_of_values([s.distribution() for s in program.sources()])

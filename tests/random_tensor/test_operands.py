@@ -197,3 +197,40 @@ def test_expanded_operand_with_stride_zero():
     expected = oracles.moments(lambda z: z * w, made.distribution())
     y = random_tensor(made.distribution()) * w
     assert_close(variance(y), expected.variance, 1e-9, "variance")
+
+
+def test_inference_mode():
+    made, w = source("normal", (3, 3)), _operand("float")
+    expected = oracles.moments(lambda z: z @ w, made.distribution())
+    with torch.inference_mode():
+        y = random_tensor(made.distribution()) @ (w * 1)
+        found = mean(y), variance(y)
+    assert_close(found[0], expected.mean, 1e-9, "mean")
+    assert_close(found[1], expected.variance, 1e-9, "variance")
+
+
+def _spread(z: Tensor, w: Tensor) -> Tensor:
+    y = (z @ w)[[0, 1, 1]].cumsum(0)
+    return variance(y).sum() + covariance(y, y[0]).sum() + mean(y).prod()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_function_transforms_over_plain_operands():
+    """``torch.func`` may differentiate and batch over what is plain."""
+    z = random_tensor(source("mvn_tril", (2, 3)).distribution())
+    z = z.detach()
+    stack = torch.stack([_operand("float"), _operand("float").T, 2 * _operand("float")])
+    leaves = stack.clone().requires_grad_()
+    each = torch.stack([_spread(z, w) for w in leaves])
+    gradients = torch.autograd.grad(each.sum(), leaves)[0]
+    assert_close(torch.vmap(lambda w: _spread(z, w))(stack), each.detach(), 1e-12, "vmap")
+    found = torch.vmap(torch.func.grad(lambda w: _spread(z, w)))(stack)
+    assert_close(found, gradients, 1e-9, "vmap of grad")
+    jacobian = torch.func.jacfwd(lambda w: _spread(z, w))(stack[0])
+    assert_close(jacobian, gradients[0], 1e-9, "jacfwd")
+
+
+def test_random_result_cannot_leave_vmap():
+    z = random_tensor(source("normal", (2, 3)).distribution())
+    with pytest.raises(LeakError):
+        torch.vmap(lambda w: z @ w)(torch.ones(4, 3, 2).double())
