@@ -287,7 +287,9 @@ def _equal_numbers(a: dict, b: dict) -> bool:
 
 
 def _is_random(site: dict) -> bool:
-    return isinstance(site["value"], RandomTensor) or bool(random_parameters_of(site["fn"]))
+    return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
+        random_parameters_of(site["fn"])
+    )
 
 
 def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:

@@ -15,6 +15,7 @@ from pyro_silent.expectation.registry import closed_form, no_closed_form, requir
 from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
+    broadcast_shapes,
     compact,
     merge_terms,
     pad_terms,
@@ -96,7 +97,7 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     require_plain(distribution, value, "scale")
     form = difference(distribution, value)
     scale = compact(distribution.scale)
-    shape = torch.broadcast_shapes(form.shape, distribution.batch_shape)
+    shape = broadcast_shapes(form.shape, distribution.batch_shape)
     precision = scale.square().reciprocal()
     error = weighted_sum(form.offset.square(), precision, shape, num_summed)
     form = Affine(form.offset.expand(shape), pad_terms(form, len(shape)))
@@ -164,5 +165,5 @@ def low_rank_multivariate_normal(
 
 
 def _summed(log_prob: Tensor, distribution: Distribution, form: Affine, num_summed: int) -> Tensor:
-    shape = torch.broadcast_shapes(distribution.batch_shape, form.shape[:-1])
+    shape = broadcast_shapes(distribution.batch_shape, form.shape[:-1])
     return sum_rightmost(log_prob.expand(shape), num_summed)

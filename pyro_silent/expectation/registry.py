@@ -142,27 +142,30 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
     finally:
         distribution._validate_args = validate
     if isinstance(log_prob, RandomTensor) and log_prob._form is None:
-        raise refusal(log_prob, f"the expected log density of {name}")
+        raise refusal(log_prob, f"the expected log density of {_described(distribution)}")
     return sum_rightmost(form_of(log_prob, f"E[log {name}]").offset, num_summed)
+
+
+def _described(distribution: Distribution) -> str:
+    """The distribution and which of its arguments are random."""
+    arguments = [key for key, item in vars(distribution).items() if isinstance(item, RandomTensor)]
+    role = f"random {', '.join(arguments)}" if arguments else "a random value"
+    return f"{type(distribution).__name__} with {role}"
 
 
 def no_closed_form(distribution: Distribution, value: Any, why: str) -> IntractableError:
     """The refusal of a rule, naming the distribution and its random arguments."""
-    name = type(distribution).__name__
     tensors = [value] if isinstance(value, RandomTensor) else []
     tensors += random_parameters_of(distribution)
-    arguments = [
-        key for key, item in vars(distribution).items() if isinstance(item, RandomTensor)
-    ]
+    described = _described(distribution)
     lost = next((t for t in tensors if t._form is None), None)
     if lost is not None:
-        return refusal(lost, f"the expected log density of {name}")
+        return refusal(lost, f"the expected log density of {described}")
     latents = tuple(dict.fromkeys(name for t in tensors for name in latents_of(t)))
-    role = f"random {', '.join(arguments)}" if arguments else "a random value"
     return IntractableError(
-        f"the expected log density of {name} with {role} (latent "
+        f"the expected log density of {described} (latent "
         f"{', '.join(map(repr, latents)) or '?'}) has no closed form here: {why}.",
-        operation=f"{name}.log_prob",
+        operation=f"{type(distribution).__name__}.log_prob",
         latents=latents,
     )
 

@@ -13,6 +13,7 @@ from pyro_silent.expectation.registry import (
     expectation_of,
     no_closed_form,
 )
+from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.moments import form_of
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -36,7 +37,7 @@ def independent(distribution: Distribution, value: Tensor, num_summed: int) -> T
 
 @closed_form(dist.MaskedDistribution)
 def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
-    """The base's expectation where the mask is True, 0 elsewhere."""
+    """The base's expectation where the mask is True, 0 elsewhere; P[mask] log p for a random mask."""
     base, mask = distribution.base_dist, distribution._mask
     if mask is False:
         event_dim = len(base.event_shape)
@@ -44,6 +45,11 @@ def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
         return torch.zeros((), device=value.device).expand(shape[: len(shape) - num_summed])
     if mask is True:
         return expectation_of(base, value, num_summed)
+    if isinstance(mask, RandomTensor):
+        if isinstance(value, RandomTensor) or random_parameters_of(base):
+            raise no_closed_form(distribution, value, "a random mask meets a random density")
+        probability = form_of(mask, "the mean of a mask").offset
+        return sum_rightmost(probability * base.log_prob(value), num_summed)
     log_prob = scale_and_mask(expectation_of(base, value, 0), mask=mask)
     return sum_rightmost(log_prob, num_summed)
 

@@ -140,6 +140,13 @@ class Affine:
         return self.offset.shape
 
 
+def broadcast_shapes(a: torch.Size, *others: torch.Size) -> torch.Size:
+    """As ``torch.broadcast_shapes``, which costs 15 us also where all shapes are the same."""
+    if all(other == a for other in others):
+        return a
+    return torch.broadcast_shapes(a, *others)
+
+
 def compact(tensor: Tensor) -> Tensor:
     """Undo ``expand``: dims along which a tensor was merely repeated get size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):

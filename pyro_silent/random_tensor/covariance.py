@@ -24,6 +24,7 @@ from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
     Term,
+    broadcast_shapes,
     pad_terms,
     positions,
     same_position,
@@ -73,6 +74,9 @@ def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Op
     symbol = {label: _SYMBOLS[i] for i, label in enumerate(dict.fromkeys(labels))}
     kept = tuple(label for label in symbol if label in needed)
     operands = (left,) if right is None else (left, right)
+    sizes = {label: n for op in operands for label, n in zip(op.labels, op.tensor.shape)}
+    if 0 in sizes.values():
+        return Operand(left.tensor.new_zeros([sizes[label] for label in kept]), kept)
     inputs = ",".join("".join(symbol[label] for label in op.labels) for op in operands)
     equation = inputs + "->" + "".join(symbol[label] for label in kept)
     return Operand(torch.einsum(equation, *(op.tensor for op in operands)), kept)
@@ -247,7 +251,7 @@ def covariance(
     :param sum_dims: negative dims to be summed; they are dropped from the result.
     :raises NoForm: for complex forms, and where a live and a detached reading of one source meet.
     """
-    shape = torch.broadcast_shapes(a.shape, b.shape)
+    shape = broadcast_shapes(a.shape, b.shape)
     num_dims = len(shape)
     if a.offset.is_complex() or b.offset.is_complex():
         raise NoForm("second moments of complex tensors are not defined here")

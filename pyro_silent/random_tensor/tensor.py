@@ -116,7 +116,7 @@ class RandomTensor(Tensor):
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Whatever gets below the function level (vmap, jit, C++ code) would need values: refuse."""
-        raise leak(func)
+        raise leak(func, *random_tensors((args, kwargs or {})))
 
     def __repr__(self, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
         """Shape, latents, and where exactness was lost if it was."""

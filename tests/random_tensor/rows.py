@@ -538,6 +538,7 @@ CONVERSIONS = [
     Row("contiguous", lambda z: z.T.contiguous()),
     Row("dropout eval", lambda z: F.dropout(z, 0.5, training=False)),
     Row("nn.Dropout eval", lambda z: torch.nn.Dropout(0.3).eval()(z)),
+    Row("nn.Dropout inplace eval", lambda z: torch.nn.Dropout(0.3, inplace=True).eval()(z * 2)),
     Row("dropout p=0", lambda z: F.dropout(z, 0.0, training=True)),
     Row("nn.Identity", lambda z: torch.nn.Identity()(z) * 2),
     Row(

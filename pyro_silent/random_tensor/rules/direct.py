@@ -47,7 +47,7 @@ _LEAKS = (
     "Tensor.grad_fn.__get__", "Tensor.data.__get__", "Tensor.data.__set__", "Tensor.__deepcopy__",
     "Tensor.__reduce_ex__", "Tensor.__dlpack__", "Tensor.__dlpack_device__", "Tensor.share_memory_", "Tensor.pin_memory",
     "Tensor.to_sparse", "Tensor.nonzero", "nonzero", "argwhere", "unique", "equal", "allclose",
-    "is_nonzero", "bincount", "histc", "multinomial", "bernoulli", "poisson", "normal",
+    "is_nonzero", "autograd.grad", "autograd.backward", "bincount", "histc", "multinomial", "bernoulli", "poisson", "normal",
     "unique_consecutive",
 )  # fmt: skip
 
