@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+from types import FrameType
 
 import pyro
 import torch
@@ -83,7 +84,7 @@ _LIBRARY_FILES = frozenset((contextlib.__file__, functools.__file__))
 
 def user_location() -> str:
     """The innermost ``file:line`` on the stack that belongs to none of torch, Pyro and pyro_silent."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         if not (

@@ -24,7 +24,12 @@ from pyro_silent.elbo.treatment import (
     innermost,
     negative_entropy,
 )
-from pyro_silent.errors import ConfigurationError, IntractableError, PyroSilentError, SampledSiteWarning
+from pyro_silent.errors import (
+    ConfigurationError,
+    IntractableError,
+    PyroSilentError,
+    SampledSiteWarning,
+)
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.draw import Draw, random_parameters_of
@@ -198,9 +203,7 @@ class TreatmentELBO(ELBO):
             loss, surrogate = self._terms(particle)
             total += torch_item(loss) / self.num_particles
             trainable = any(
-                site["type"] == "param"
-                for trace in particle[:2]
-                for site in trace.nodes.values()
+                site["type"] == "param" for trace in particle[:2] for site in trace.nodes.values()
             )
             if trainable and getattr(surrogate, "requires_grad", False):
                 (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
@@ -228,7 +231,9 @@ def _log_ratio(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
 def _is_builtin(fn: Any) -> bool:
     """Whether a distribution and all it wraps are torch's or Pyro's own classes, without a mask."""
     while True:
-        if isinstance(fn, MaskedDistribution) or not type(fn).__module__.startswith(("torch.", "pyro.")):
+        if isinstance(fn, MaskedDistribution) or not type(fn).__module__.startswith(
+            ("torch.", "pyro.")
+        ):
             return False
         if not hasattr(fn, "base_dist"):
             return True

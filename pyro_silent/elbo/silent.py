@@ -144,7 +144,7 @@ class SilentELBO(TreatmentELBO):
         name = site["name"]
         if self.intractable == "raise":
             raise IntractableError(
-                f"site {name!r}: {error} Write SilentELBO(intractable=\"sample\") to estimate this term "
+                f'site {name!r}: {error} Write SilentELBO(intractable="sample") to estimate this term '
                 'alone, mark the latent with infer={"silent": False} in the guide to sample it, or keep '
                 "the model affine in it.",
                 site=name,

@@ -75,7 +75,7 @@ def _centered(fn: Distribution) -> Distribution | None:
 def analytic(name: str, fn: Distribution) -> Treated | None:
     """The treatment by law: a source, a linear-Gaussian step of a chain, or a point; None elsewhere."""
     if isinstance(innermost(fn), dist.Delta):
-        return Treated(fn(), "point")
+        return Treated(fn.rsample(), "point")
     if not random_parameters_of(fn):
         source = find_source(fn, name)
         return None if source is None else Treated(tensor_of(source), "analytic", fn)
@@ -136,4 +136,3 @@ def negative_entropy(fn: Distribution) -> Tensor:
 
 def _zeros(fn: Distribution) -> Tensor:
     return torch.zeros(fn.batch_shape)
-

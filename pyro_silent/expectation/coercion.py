@@ -13,15 +13,15 @@ from pyro_silent.random_tensor.affine import compact
 from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
 
 
-def _build(cls: type, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _build(cls: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Make an ordinary instance whose parameters are random tensors; check the plain ones."""
     if not random_tensors((args, kwargs)):
         return None
     validate = kwargs.get("validate_args")
-    if "validate_args" in cls.__signature__.parameters:  # type: ignore[attr-defined]
+    if "validate_args" in cls.__signature__.parameters:
         kwargs = {**kwargs, "validate_args": False}
     distribution = cls.__new__(cls)
-    distribution.__init__(*args, **kwargs)  # type: ignore[misc]
+    distribution.__init__(*args, **kwargs)
     if validate is None:
         validate = Distribution._validate_args
     if validate:

@@ -41,9 +41,7 @@ def summed_over(tensor: Tensor, shape: Sequence[int], num_summed: int) -> Tensor
     return (tensor * repeats).expand(tuple(shape[:kept]))
 
 
-def weighted_sum(
-    tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int
-) -> Tensor:
+def weighted_sum(tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int) -> Tensor:
     """``sum_rightmost(tensor * weight, num_summed)`` for a compact weight.
 
     A weight that is the same along a summed dim is applied after that sum, so that neither the product
@@ -101,16 +99,12 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     precision = scale.square().reciprocal()
     error = weighted_sum(form.offset.square(), precision, shape, num_summed)
     form = Affine(form.offset.expand(shape), pad_terms(form, len(shape)))
-    spread = weighted_variance(
-        distribution, value, form, precision, list(range(-num_summed, 0))
-    )
+    spread = weighted_variance(distribution, value, form, precision, list(range(-num_summed, 0)))
     constant_part = summed_over(scale.log() + 0.5 * _LOG_2PI, shape, num_summed)
     return -0.5 * (error + spread) - constant_part
 
 
-def _quadratic(
-    distribution: Distribution, value: Tensor, form: Affine, root: Tensor
-) -> Tensor:
+def _quadratic(distribution: Distribution, value: Tensor, form: Affine, root: Tensor) -> Tensor:
     """E |y root|^2 along the last dim."""
     vector = form.offset.dim() == 1
     if vector:
@@ -148,7 +142,10 @@ def multivariate_normal(distribution: Distribution, value: Tensor, num_summed: i
 def low_rank_multivariate_normal(
     distribution: Distribution, value: Tensor, num_summed: int
 ) -> Tensor:
-    """As the full Gaussian, by Woodbury: y' S^-1 y = |D^-1/2 y|^2 - |K^-1 W' D^-1 y|^2, K K' = I + W' D^-1 W."""
+    """As the full Gaussian, by Woodbury's identity.
+
+    ``y' S^-1 y = |D^-1/2 y|^2 - |K^-1 W' D^-1 y|^2`` with ``K K' = I + W' D^-1 W``.
+    """
     require_plain(distribution, value, "_unbroadcasted_cov_factor", "_unbroadcasted_cov_diag")
     form = difference(distribution, value)
     factor, diagonal = distribution._unbroadcasted_cov_factor, distribution._unbroadcasted_cov_diag

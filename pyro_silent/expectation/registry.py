@@ -79,9 +79,7 @@ def register_expected_log_prob(distribution_class: type) -> Callable[[_User], _U
 
 def _result_shape(distribution: Distribution, value: Tensor) -> torch.Size:
     event_dim = len(distribution.event_shape)
-    return torch.broadcast_shapes(
-        distribution.batch_shape, value.shape[: value.dim() - event_dim]
-    )
+    return torch.broadcast_shapes(distribution.batch_shape, value.shape[: value.dim() - event_dim])
 
 
 def find_rule(cls: type) -> _Rule | None:

@@ -58,9 +58,7 @@ def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
 def expanded(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """The base's expectation, repeated."""
     event_dim = len(distribution.event_shape)
-    shape = torch.broadcast_shapes(
-        distribution.batch_shape, value.shape[: value.dim() - event_dim]
-    )
+    shape = torch.broadcast_shapes(distribution.batch_shape, value.shape[: value.dim() - event_dim])
     log_prob = expectation_of(distribution.base_dist, value, 0)
     return sum_rightmost(log_prob.expand(shape), num_summed)
 

@@ -15,7 +15,7 @@ Axes of size 1 are always contracted: then an aligned dim is never broadcast, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyro_silent.random_tensor.source import Source
 
-Axis = Union[None, int, Tensor]
+Axis = int | Tensor | None
 
 
 class NoForm(Exception):
@@ -122,6 +122,7 @@ class Affine:
     def terms(self) -> tuple[Term, ...]:
         """What is random about the tensor."""
         if self._terms is None:
+            assert self._compute is not None  # set together with _terms = None
             if self.guard is not None:
                 self.guard()
             with torch.enable_grad():
@@ -253,6 +254,8 @@ def depends_on(axis: Axis, dims: Sequence[int]) -> bool:
 def positions(term: Term, k: int, num_dims: int) -> Tensor:
     """Where y's elements read axis ``k`` of the source: a compact integer tensor with y's dims."""
     axis = term.axes[k]
+    if axis is None:
+        raise ValueError(f"axis {k} is contracted: it has no positions")
     if isinstance(axis, Tensor):
         return axis
     size = term.source.shape[k]
@@ -263,7 +266,7 @@ def positions(term: Term, k: int, num_dims: int) -> Tensor:
 def contract(term: Term, num_dims: int, which: Callable[[Axis], bool]) -> Term:
     """Turn the chosen aligned or gathered axes into contracted ones.
 
-    ``C'[k, y] = C[y] * [position(y) == k]``: an identity for an aligned axis, a one-hot for a gathered one.
+    ``C'[k, y] = C[y] * [position(y) == k]``: an identity where it was aligned, a one-hot where gathered.
     """
     axes = list(term.axes)
     coefficient = term.dense_coefficient(num_dims)

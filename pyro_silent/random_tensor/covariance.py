@@ -96,6 +96,7 @@ class _Side:
         """Read the contracted axis ``k`` at the positions ``index``: its leading dim goes."""
         contracted = [axis for axis, state in enumerate(self.axes) if state is None]
         lead = contracted.index(k)
+        assert self.coefficient is not None  # an axis is contracted
         coefficient = self.coefficient.movedim(lead, 0)
         others = coefficient.shape[1 : len(contracted)]
         dims = torch.broadcast_shapes(coefficient.shape[len(contracted) :], index.shape)
@@ -130,6 +131,7 @@ def _match(
         return label
     if a is None:
         left, right, a, b = right, left, b, a
+    assert a is not None  # one of the two has positions
     if b is None:
         if isinstance(a, int):
             right.labels[k] = a
@@ -146,11 +148,11 @@ def _match(
 def _moment(tensor: Tensor, axes: Sequence[int | Tensor], num_dims: int) -> Operand:
     """A source's moment tensor read at ``axes``: labels, or positions for each element of y."""
     gathered = [k for k, axis in enumerate(axes) if isinstance(axis, Tensor)]
+    index = tuple(axis for axis in axes if isinstance(axis, Tensor))
     labels = tuple(axis for axis in axes if not isinstance(axis, Tensor))
     if not gathered:
         return Operand(tensor, labels)
     tensor = tensor.movedim(gathered, list(range(len(gathered))))
-    index = tuple(axes[k] for k in gathered)
     if 0 in tensor.shape:
         dims = torch.broadcast_shapes(*(axis.shape for axis in index))
         tensor = tensor.new_zeros(dims + tensor.shape[len(index) :])
@@ -199,6 +201,7 @@ def _factor_pair(
 ) -> Operand:
     """The part of :func:`_pair` that comes from ``sign F F'`` along the source's last axis."""
     source = a.source
+    assert source.factor is not None  # the caller's condition
     block = len(source.shape) - 1
     left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
     masks: list[Operand] = []

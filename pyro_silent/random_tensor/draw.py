@@ -20,7 +20,6 @@ from pyro_silent.random_tensor.tensor import (
     random_tensors,
 )
 
-
 _CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
 """Attributes in which transforms remember each other and their last value."""
 
@@ -90,7 +89,9 @@ class Draw:
             if id(node) in self._values:
                 stack.pop()
                 continue
-            inputs = [] if node._call is None else random_tensors((node._call.args, node._call.kwargs))
+            inputs = (
+                [] if node._call is None else random_tensors((node._call.args, node._call.kwargs))
+            )
             missing = [t for t in inputs if id(t) not in self._values]
             if missing:
                 stack.extend(missing)
@@ -108,6 +109,8 @@ class Draw:
         if node._source is not None:
             return self._of_source(node._source)
         call = node._call
+        if call is None:
+            raise ValueError(f"{node!r} has neither a source nor a call to be made from")
         if id(call) not in self._values:
             self._values[id(call)] = self._run(call)
             self._kept.append(call)
@@ -160,7 +163,7 @@ def sampled_site(name: str, fn: Distribution, location: str) -> RandomTensor:
 
 def _is_float(fn: Distribution) -> bool:
     try:
-        discrete = fn.support.is_discrete
+        discrete = getattr(fn.support, "is_discrete", False)
     except NotImplementedError:
         return True
     return not discrete or fn.event_dim > 0 or type(fn).__name__ == "Bernoulli"

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-_SOURCES: dict[type, Callable[[Distribution, str], "Source"]] = {}
+_Moments = Callable[[Distribution, str], "Source | None"]
+
+_SOURCES: dict[type, _Moments] = {}
 
 
 class Source:
@@ -114,10 +116,10 @@ class Source:
 
 def register_source(
     *classes: type,
-) -> Callable[[Callable[[Distribution, str], Source]], Callable[[Distribution, str], Source]]:
+) -> Callable[[_Moments], _Moments]:
     """Decorator: how to read the moments of a class of distributions."""
 
-    def decorate(function: Callable[[Distribution, str], Source]):
+    def decorate(function: _Moments) -> _Moments:
         for cls in classes:
             _SOURCES[cls] = function
         return function

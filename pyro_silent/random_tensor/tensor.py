@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,8 @@ from pyro_silent.errors import IntractableError, LeakError, user_location
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
 from pyro_silent.random_tensor.source import Source, find_source
 
-_no_subclass = torch._C.DisableTorchFunctionSubclass
-
 RULES: dict[Callable, Callable] = {}
-"""torch function -> rule. A rule takes the function's arguments and returns an Affine, or a list of them."""
+"""torch function -> rule, which takes the function's arguments and returns an Affine or a list of them."""
 
 DIRECT: dict[Callable, Callable] = {}
 """torch function -> what to do instead, for functions that return something else than random tensors."""
@@ -112,7 +111,7 @@ class RandomTensor(Tensor):
         return apply_rule(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Whatever gets below the function level (vmap, jit, C++ code) would need values: refuse."""
@@ -138,23 +137,23 @@ class RandomTensor(Tensor):
         """Identity, as for every tensor."""
         return id(self)
 
-    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+    def __iadd__(self, other: Any) -> Tensor:  # type: ignore[misc]
         """``z += a`` rebinds the name to ``z + a``; the old tensor must not be used again."""
         return rebound(self, self + other)
 
-    def __isub__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+    def __isub__(self, other: Any) -> Tensor:  # type: ignore[misc]
         """``z -= a`` rebinds the name to ``z - a``."""
         return rebound(self, self - other)
 
-    def __imul__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+    def __imul__(self, other: Any) -> Tensor:  # type: ignore[misc]
         """``z *= a`` rebinds the name to ``z * a``."""
         return rebound(self, self * other)
 
-    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+    def __itruediv__(self, other: Any) -> Tensor:  # type: ignore[misc]
         """``z /= a`` rebinds the name to ``z / a``."""
         return rebound(self, self / other)
 
-    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[override, misc]
+    def __ipow__(self, other: Any) -> Tensor:  # type: ignore[misc]
         """``z **= a`` rebinds the name to ``z ** a``."""
         return rebound(self, self**other)
 
@@ -283,7 +282,7 @@ def _inside_autograd_function() -> bool:
         forward = cls.__dict__.get("forward")
         code = getattr(getattr(forward, "__func__", forward), "__code__", None)
         forwards.add(code)
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code in forwards:
             return True
@@ -345,7 +344,7 @@ def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
         f"{operation_name(function)} at {user_location()} needs the value{latent}, but an analytic "
         "latent is a law and has no value; one drawn value would bias the expectation. Write the "
         "step with torch operations out of place (torch.where instead of if, z = z + 1 instead of "
-        'z.add_(1), torch.stack instead of writing into a buffer), or mark the guide site with '
+        "z.add_(1), torch.stack instead of writing into a buffer), or mark the guide site with "
         'infer={"silent": False} to have it sampled.',
         latents=tuple(names),
     )
@@ -449,7 +448,7 @@ def check_not_overwritten(tensor: RandomTensor) -> None:
         )
 
 
-def affine_of(tensor: RandomTensor) -> Affine:
+def affine_of(tensor: Any) -> Affine:
     """The form of a rule's argument."""
     if tensor._written is not None or tensor._alias is not None:
         check_not_overwritten(tensor)
@@ -484,9 +483,7 @@ def index_from_source(source: Source) -> RandomTensor:
     offset = source.mean @ grid
     tensor = _new(offset.shape, torch.int64, offset.device)
     base = offset.new_zeros((1,) * num_dims)
-    tensor._form = Affine(
-        offset, (Term(source, (*axes, None), coefficient),), torch.int64, base
-    )
+    tensor._form = Affine(offset, (Term(source, (*axes, None), coefficient),), torch.int64, base)
     tensor._integral = True
     tensor._source = source
     return tensor

@@ -270,9 +270,10 @@ def cast(input: RandomTensor, dtype: torch.dtype, device: Any = None) -> Affine:
         form = affine_of(input)
         return map_values(form, lambda t: t.to(dtype=dtype, device=device or t.device))
     if input.dtype.is_floating_point or dtype is torch.bool:
-        form = discrete.pointwise(Tensor.to, (input, dtype), {})
-        if form is None:
+        rounded = discrete.pointwise(Tensor.to, (input, dtype), {})
+        if rounded is None:
             raise NoForm(f"rounding to {dtype} is not affine")
+        form = rounded
     else:
         form = affine_of(input)
     moved = map_values(form, lambda t: t.to(device=device or t.device))

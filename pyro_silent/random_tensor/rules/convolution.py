@@ -34,74 +34,53 @@ def on_trailing(
     return apply_linear(form, offset, dims, batched(function, width), dim_map)
 
 
-def _register_convolutions() -> None:
-    for num_spatial in (1, 2, 3):
-        for kind in ("conv", "conv_transpose"):
-            name = f"{kind}{num_spatial}d"
-            function = getattr(F, name)
+def _convolution(function: Callable, width: int) -> Callable:
+    """The rule of a convolution whose kernel is plain; ``width`` counts channels and space."""
 
-            def convolution(
-                input: Any,
-                weight: Tensor,
-                bias: Any = None,
-                *args: Any,
-                function: Any = function,
-                width: int = num_spatial + 1,
-                **kwargs: Any,
-            ) -> Affine:
-                if isinstance(weight, RandomTensor):
-                    raise NoForm("a convolution with a random kernel is not affine here")
-                if isinstance(bias, RandomTensor):
-                    plain = function(input, weight, None, *args, **kwargs)
-                    return affine_of(plain + bias.reshape(-1, *(1,) * (width - 1)))
-                form = affine_of(input)
-                offset = function(form.offset, weight, bias, *args, **kwargs)
-                return on_trailing(
-                    form, width, lambda x: function(x, weight, None, *args, **kwargs), offset
-                )
+    def convolution(
+        input: Any, weight: Tensor, bias: Any = None, *args: Any, **kwargs: Any
+    ) -> Affine:
+        if isinstance(weight, RandomTensor):
+            raise NoForm("a convolution with a random kernel is not affine here")
+        if isinstance(bias, RandomTensor):
+            plain = function(input, weight, None, *args, **kwargs)
+            return affine_of(plain + bias.reshape(-1, *(1,) * (width - 1)))
+        form = affine_of(input)
+        offset = function(form.offset, weight, bias, *args, **kwargs)
+        return on_trailing(
+            form, width, lambda x: function(x, weight, None, *args, **kwargs), offset
+        )
 
-            rule(name)(convolution)
+    return convolution
 
 
-_register_convolutions()
+def _pooling(function: Callable, width: int) -> Callable:
+    """The rule of an average over windows."""
+
+    def pooling(input: RandomTensor, *args: Any, **kwargs: Any) -> Affine:
+        form = affine_of(input)
+        offset = function(form.offset, *args, **kwargs)
+        return on_trailing(form, width, lambda x: function(x, *args, **kwargs), offset)
+
+    return pooling
 
 
-def _register_poolings() -> None:
-    for name, num_spatial in (
-        ("avg_pool1d", 1),
-        ("avg_pool2d", 2),
-        ("avg_pool3d", 3),
-        ("adaptive_avg_pool1d", 1),
-        ("adaptive_avg_pool2d", 2),
-        ("adaptive_avg_pool3d", 3),
-    ):
-
-        def pooling(
-            input: RandomTensor,
-            *args: Any,
-            function: Any = getattr(F, name),
-            width: int = num_spatial + 1,
-            **kwargs: Any,
-        ) -> Affine:
-            form = affine_of(input)
-            return on_trailing(
-                form,
-                width,
-                lambda x: function(x, *args, **kwargs),
-                function(form.offset, *args, **kwargs),
-            )
-
-        rule(name)(pooling)
-
-
-_register_poolings()
+for _n in (1, 2, 3):
+    rule(f"conv{_n}d")(_convolution(getattr(F, f"conv{_n}d"), _n + 1))
+    rule(f"conv_transpose{_n}d")(_convolution(getattr(F, f"conv_transpose{_n}d"), _n + 1))
+    rule(f"avg_pool{_n}d")(_pooling(getattr(F, f"avg_pool{_n}d"), _n + 1))
+    rule(f"adaptive_avg_pool{_n}d")(_pooling(getattr(F, f"adaptive_avg_pool{_n}d"), _n + 1))
 
 _LINEAR_MODES = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area")
 
 
 @rule("interpolate", "upsample")
 def interpolate(
-    input: RandomTensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **kwargs: Any
+    input: RandomTensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    **kwargs: Any,
 ) -> Affine:
     """Resampling by weights that do not depend on the values."""
     if mode not in _LINEAR_MODES:
@@ -115,31 +94,23 @@ def interpolate(
     return on_trailing(form, width, resample, resample(form.offset))
 
 
-def _register_folds() -> None:
-    for name, width in (("unfold", 3), ("fold", 2)):
+def _refolding(function: Callable, width: int) -> Callable:
+    """The rule of ``F.unfold`` and ``F.fold``, which know one batch dim."""
 
-        def refold(
-            input: RandomTensor,
-            *args: Any,
-            function: Any = getattr(F, name),
-            width: int = width,
-            **kwargs: Any,
-        ) -> Affine:
-            form = affine_of(input)
-            if form.offset.dim() == width:
-                raise NoForm(f"{function.__name__} of an unbatched input; add a batch dim")
-            offset = function(form.offset, *args, **kwargs)
-            dims = list(range(-width, 0))
-            new = offset.dim() - 1
-            dim_map = {-width - 1: -new - 1}
-            return apply_linear(
-                form, offset, dims, batched(lambda x: function(x, *args, **kwargs), width), dim_map
-            )
+    def refold(input: RandomTensor, *args: Any, **kwargs: Any) -> Affine:
+        form = affine_of(input)
+        if form.offset.dim() == width:
+            raise NoForm(f"{function.__name__} of an unbatched input; add a batch dim")
+        offset = function(form.offset, *args, **kwargs)
+        dim_map = {-width - 1: -offset.dim()}
+        apply = batched(lambda x: function(x, *args, **kwargs), width)
+        return apply_linear(form, offset, list(range(-width, 0)), apply, dim_map)
 
-        rule(f"nn.functional.{name}")(refold)
+    return refold
 
 
-_register_folds()
+rule("nn.functional.unfold")(_refolding(F.unfold, 3))
+rule("nn.functional.fold")(_refolding(F.fold, 2))
 
 
 @rule("batch_norm")
@@ -158,34 +129,32 @@ def batch_norm(
     if training or running_mean is None or running_var is None:
         raise NoForm("batch norm in training mode divides by the batch's own deviation")
     form = affine_of(input)
-    offset = F.batch_norm(form.offset, running_mean, running_var, weight, bias, False, momentum, eps)
+    offset = F.batch_norm(
+        form.offset, running_mean, running_var, weight, bias, False, momentum, eps
+    )
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     num_dims = offset.dim()
     return Affine(offset, scale_terms(form, scale.reshape(-1, *(1,) * (num_dims - 2)), num_dims))
 
 
-def _register_dropouts() -> None:
-    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"):
-        function = getattr(F, name, None) or getattr(torch, name)
+def _dropout(function: Callable) -> Callable:
+    """Dropout: nothing in evaluation mode, a plain mask in training."""
 
-        def dropout(
-            input: RandomTensor,
-            p: float = 0.5,
-            training: bool = True,
-            inplace: bool = False,
-            function: Any = function,
-        ) -> Any:
-            if not training or p == 0:
-                return input
-            if inplace:
-                retire(input)
-            # The mask is the program's own noise: drawn once, a plain factor ever after.
-            blank = torch.ones((), dtype=input.dtype, device=input.device).expand(input.shape)
-            return torch.mul(input, function(blank, p, True))
+    def dropout(
+        input: RandomTensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Any:
+        if not training or p == 0:
+            return input
+        if inplace:
+            retire(input)
+        # The mask is the program's own noise: drawn once, a plain factor ever after.
+        blank = torch.ones((), dtype=input.dtype, device=input.device).expand(input.shape)
+        return torch.mul(input, function(blank, p, True))
 
-        for place in functions(name):
-            DIRECT[place] = dropout
+    return dropout
 
 
-_register_dropouts()
+for _name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"):
+    for _place in functions(_name):
+        DIRECT[_place] = _dropout(_place)

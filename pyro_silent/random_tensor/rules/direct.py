@@ -45,9 +45,11 @@ _LEAKS = (
     "Tensor.data_ptr", "Tensor.untyped_storage", "Tensor.storage", "Tensor.backward",
     "Tensor.register_hook", "Tensor.retain_grad", "Tensor.requires_grad_", "Tensor.grad.__get__",
     "Tensor.grad_fn.__get__", "Tensor.data.__get__", "Tensor.data.__set__", "Tensor.__deepcopy__",
-    "Tensor.__reduce_ex__", "Tensor.__dlpack__", "Tensor.__dlpack_device__", "Tensor.share_memory_", "Tensor.pin_memory",
+    "Tensor.__reduce_ex__", "Tensor.__dlpack__", "Tensor.__dlpack_device__",
+    "Tensor.share_memory_", "Tensor.pin_memory",
     "Tensor.to_sparse", "Tensor.nonzero", "nonzero", "argwhere", "unique", "equal", "allclose",
-    "is_nonzero", "autograd.grad", "autograd.backward", "bincount", "histc", "multinomial", "bernoulli", "poisson", "normal",
+    "is_nonzero", "autograd.grad", "autograd.backward",
+    "bincount", "histc", "multinomial", "bernoulli", "poisson", "normal",
     "unique_consecutive",
 )  # fmt: skip
 
@@ -116,7 +118,7 @@ def _copies(function: Callable, args: tuple) -> bool:
 def _iterate(input: RandomTensor) -> Iterator[RandomTensor]:
     if input.dim() == 0:
         raise TypeError("iteration over a 0-d tensor")
-    return iter(input.unbind(0))
+    return iter(input.unbind(0))  # type: ignore[arg-type]
 
 
 def _register() -> None:

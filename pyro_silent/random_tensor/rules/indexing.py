@@ -66,7 +66,7 @@ def _is_mask(item: Any) -> bool:
 
 def _plain_key(index: Any) -> tuple | None:
     """An index without tensors in a form that can be a key of a cache; None for any other."""
-    key = []
+    key: list[Any] = []
     for item in index if type(index) is tuple else (index,):
         if item is None or item is Ellipsis or type(item) is int:
             key.append(item)
@@ -83,7 +83,7 @@ def _plain_key(index: Any) -> tuple | None:
 class _BasicPlan(NamedTuple):
     """A tensor-free index worked out for one shape: an entry per new or old dim, and whole dims."""
 
-    index: tuple
+    items: tuple
     entries: list[tuple[Any, int]]
     dim_map: dict[int, int]
     moved: dict[tuple, Tensor]
@@ -131,7 +131,7 @@ def _read_basic(form: Affine, key: tuple) -> Affine:
             dim += 1
         return tensor[tuple(at)]
 
-    return restructure(form, form.offset[plan.index], move, plan.dim_map, plan.moved)
+    return restructure(form, form.offset[plan.items], move, plan.dim_map, plan.moved)
 
 
 def basic(form: Affine, entries: Sequence[Any]) -> tuple[Affine, list[Any]]:
@@ -180,7 +180,7 @@ def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
             # torch would put the index's dims before the leading ones
             order = [*range(leading), *(leading + i for i in where), *(leading + i for i in others)]
             tensor = tensor.permute(order)
-        return tensor[(*[_FULL] * (leading + target), *at)]
+        return tensor[tuple([_FULL] * (leading + target) + list(at))]
 
     def move(tensor: Tensor, leading: int) -> Tensor:
         return read(tensor, leading, 0 not in index_shape)

@@ -211,31 +211,19 @@ def kron(input: Any, other: Any) -> Affine:
     return affine_of(product.reshape(input.size(0) * other.size(0), -1))
 
 
-def _register_added_products() -> None:
-    products: dict[str, Callable[[Any, Any], Any]] = {
-        "addmm": torch.matmul,
-        "addmv": torch.matmul,
-        "baddbmm": torch.matmul,
-        "addbmm": lambda a, b: torch.matmul(a, b).sum(0),
-        "addr": torch.outer,
-    }
-    for name, product in products.items():
+def _added_product(product: Callable[[Any, Any], Any]) -> Callable:
+    """The rule of ``beta x + alpha product(a, b)``."""
 
-        def added(
-            input: Any,
-            *factors: Any,
-            beta: float = 1,
-            alpha: float = 1,
-            product: Callable[[Any, Any], Any] = product,
-            **named: Any,  # mat1, mat2, batch1, vec ...: each function has its own names
-        ) -> Affine:
-            a, b = (*factors, *named.values())
-            return affine_of(beta * input + alpha * product(a, b))
+    def added(input: Any, *factors: Any, beta: float = 1, alpha: float = 1, **named: Any) -> Affine:
+        a, b = (*factors, *named.values())  # mat1, mat2, batch1, vec: each has names of its own
+        return affine_of(beta * input + alpha * product(a, b))
 
-        rule(name)(added)
+    return added
 
 
-_register_added_products()
+rule("addmm", "addmv", "baddbmm")(_added_product(torch.matmul))
+rule("addbmm")(_added_product(lambda a, b: torch.matmul(a, b).sum(0)))
+rule("addr")(_added_product(torch.outer))
 
 
 @rule("bilinear")
@@ -265,12 +253,10 @@ def tensordot(a: Any, b: Any, dims: Any = 2, out: Any = None) -> Affine:
     left = a.permute(free_a + first).reshape(math.prod(a.size(d) for d in free_a), n)
     right = b.permute(second + free_b).reshape(n, math.prod(b.size(d) for d in free_b))
     product = left @ right
-    return affine_of(
-        product.reshape([a.size(d) for d in free_a] + [b.size(d) for d in free_b])
-    )
+    return affine_of(product.reshape([a.size(d) for d in free_a] + [b.size(d) for d in free_b]))
 
 
-def _without_repeats(tensor: RandomTensor, subscript: str) -> tuple[Affine, str]:
+def _without_repeats(tensor: Tensor, subscript: str) -> tuple[Affine, str]:
     """Take diagonals until no letter of the subscript occurs twice."""
     for letter in dict.fromkeys(subscript):
         while subscript.count(letter) > 1:
@@ -292,7 +278,11 @@ def _parse(equation: str, operands: Sequence[Any]) -> tuple[list[str], str]:
     inputs = left.split(",")
     unused = [c for c in _LETTERS if c not in equation]
     width = max(
-        (op.dim() - len(sub.replace("...", "")) for sub, op in zip(inputs, operands) if "..." in sub),
+        (
+            op.dim() - len(sub.replace("...", ""))
+            for sub, op in zip(inputs, operands)
+            if "..." in sub
+        ),
         default=0,
     )
     dots = "".join(unused[:width])
@@ -335,9 +325,7 @@ def einsum(equation: Any, *operands: Any) -> Affine:
     width = len(subscript)
     summed = [i - width for i, c in enumerate(subscript) if c not in output]
     dim_map = {
-        i - width: output.index(c) - len(output)
-        for i, c in enumerate(subscript)
-        if c in output
+        i - width: output.index(c) - len(output) for i, c in enumerate(subscript) if c in output
     }
     # A dim of size 1 that another operand broadcasts is no longer aligned with anything: as ever.
     return apply_linear(form, apply(form.offset, 0), summed, apply, dim_map)
@@ -416,7 +404,7 @@ def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[lis
     return _dims(dim, num_dims), keepdim
 
 
-@rule("sum", "nansum")
+@rule("sum")
 def sum_(
     input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
@@ -490,61 +478,58 @@ def diag_embed(input: RandomTensor, offset: int = 0, dim1: int = -2, dim2: int =
     size = input.size(-1)
     eye = torch.diag_embed(torch.ones(size, device=input.device), offset)
     rows = torch.arange(eye.size(0), device=input.device) - max(-offset, 0)
-    return affine_of(input.index_select(-1, rows.clamp(0, size - 1)).unsqueeze(-1) * eye.to(input.dtype))
+    return affine_of(
+        input.index_select(-1, rows.clamp(0, size - 1)).unsqueeze(-1) * eye.to(input.dtype)
+    )
 
 
-_FFT = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+def _transform(function: Callable) -> Callable:
+    """The rule of a Fourier transform along one dim."""
+
+    def transform(input: RandomTensor, n: Any = None, dim: int = -1, norm: Any = None) -> Affine:
+        form = affine_of(input)
+        d = negative(dim, form.offset.dim())
+        return along_dim(form, d, lambda tensor: function(tensor, n, d, norm))
+
+    return transform
 
 
-def _register_transforms() -> None:
-    for name in _FFT:
+def _transform_all(function: Callable, default: Any) -> Callable:
+    """The rule of a Fourier transform along several dims."""
 
-        def transform(
-            input: RandomTensor,
-            n: Any = None,
-            dim: int = -1,
-            norm: Any = None,
-            function: Any = getattr(torch.fft, name),
-        ) -> Affine:
-            form = affine_of(input)
-            d = negative(dim, form.offset.dim())
-            return along_dim(form, d, lambda tensor: function(tensor, n, d, norm))
+    def transform(
+        input: RandomTensor, s: Any = None, dim: Any = default, norm: Any = None
+    ) -> Affine:
+        form = affine_of(input)
+        dims = _dims(dim, form.offset.dim())
+        dim_map = {d: d for d in range(-form.offset.dim(), 0) if d not in dims}
+        offset = function(form.offset, s, dims, norm)
+        return apply_linear(
+            form, offset, dims, lambda tensor, leading: function(tensor, s, dims, norm), dim_map
+        )
 
-        rule(f"fft.{name}")(transform)
-    for name in ("fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"):
-
-        def transform_all(
-            input: RandomTensor,
-            s: Any = None,
-            dim: Any = (-2, -1) if name.endswith("2") else None,
-            norm: Any = None,
-            function: Any = getattr(torch.fft, name),
-        ) -> Affine:
-            form = affine_of(input)
-            dims = _dims(dim, form.offset.dim())
-            dim_map = {d: d for d in range(-form.offset.dim(), 0) if d not in dims}
-            return apply_linear(
-                form,
-                function(form.offset, s, dims, norm),
-                dims,
-                lambda tensor, leading: function(tensor, s, dims, norm),
-                dim_map,
-            )
-
-        rule(f"fft.{name}")(transform_all)
-    for name in ("fftshift", "ifftshift"):
-
-        def shift(input: RandomTensor, dim: Any = None, name: str = name) -> Affine:
-            dims = _dims(dim, input.dim())
-            sizes = [input.size(d) // 2 for d in dims]
-            if name == "ifftshift":
-                sizes = [-size for size in sizes]
-            return affine_of(torch.roll(input, sizes, dims))
-
-        rule(f"fft.{name}")(shift)
+    return transform
 
 
-_register_transforms()
+for _name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
+    rule(f"fft.{_name}")(_transform(getattr(torch.fft, _name)))
+for _name in ("fft", "ifft", "rfft", "irfft"):
+    rule(f"fft.{_name}2")(_transform_all(getattr(torch.fft, f"{_name}2"), (-2, -1)))
+    rule(f"fft.{_name}n")(_transform_all(getattr(torch.fft, f"{_name}n"), None))
+
+
+@rule("fft.fftshift")
+def fftshift(input: RandomTensor, dim: Any = None) -> Affine:
+    """The zero frequency moved to the middle."""
+    dims = _dims(dim, input.dim())
+    return affine_of(torch.roll(input, [input.size(d) // 2 for d in dims], dims))
+
+
+@rule("fft.ifftshift")
+def ifftshift(input: RandomTensor, dim: Any = None) -> Affine:
+    """The zero frequency moved back to the front."""
+    dims = _dims(dim, input.dim())
+    return affine_of(torch.roll(input, [-(input.size(d) // 2) for d in dims], dims))
 
 
 @rule("linalg.solve_triangular")
@@ -557,4 +542,3 @@ def solve_triangular(
     eye = torch.eye(input.size(-1), dtype=input.dtype, device=input.device)
     inverse = torch.linalg.solve_triangular(input, eye, upper=upper, unitriangular=unitriangular)
     return _left_product(inverse, affine_of(B))
-

@@ -72,7 +72,9 @@ def transpose(input: RandomTensor, dim0: int, dim1: int) -> Affine:
     return permuted(form, order)
 
 
-@rule("t", "Tensor.T.__get__", "Tensor.mT.__get__", "adjoint", "Tensor.mH.__get__", "Tensor.H.__get__")
+@rule(
+    "t", "Tensor.T.__get__", "Tensor.mT.__get__", "adjoint", "Tensor.mH.__get__", "Tensor.H.__get__"
+)
 def matrix_transpose(input: RandomTensor) -> Affine:
     """The matrix transposed; as in torch, a vector stays."""
     form = affine_of(input)
@@ -203,9 +205,7 @@ def expanded(form: Affine, shape: Sequence[int]) -> Affine:
     base = form.base
     if base is not None:
         base = base.reshape((1,) * (offset.dim() - base.dim()) + base.shape)
-    return Affine.deferred(
-        offset, lambda: pad_terms(form, offset.dim()), (form,), form.dtype, base
-    )
+    return Affine.deferred(offset, lambda: pad_terms(form, offset.dim()), (form,), form.dtype, base)
 
 
 @rule("expand", "broadcast_to")
@@ -400,7 +400,9 @@ def zero_filled(form: Affine, offset: Tensor, dim: int, before: int, after: int)
 
 
 @rule("pad")
-def pad(input: RandomTensor, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Affine:
+def pad(
+    input: RandomTensor, pad: Sequence[int], mode: str = "constant", value: Any = None
+) -> Affine:
     """Constant padding moves the mean only; reflect, replicate and circular padding repeat elements."""
     form = affine_of(input)
     for i in range(len(pad) // 2):
@@ -443,7 +445,7 @@ def _concatenated_terms(forms: Sequence[Affine], dim: int, offset: Tensor) -> tu
                     break
             else:
                 pieces.append([(i, term)])
-    terms = []
+    terms: list[Term] = []
     for group in pieces:
         if len(group) == 1:
             i, term = group[0]
@@ -466,8 +468,10 @@ def _join(group: dict[int, Term], sizes: Sequence[int], dim: int, num_dims: int)
 
     def cat(tensors: dict[int, Tensor]) -> Tensor:
         shape = torch.broadcast_shapes(
-            *([*t.shape[:dim], 1, *t.shape[dim + 1 :]] if dim < -1 else [*t.shape[:-1], 1]
-              for t in tensors.values())
+            *(
+                [*t.shape[:dim], 1, *t.shape[dim + 1 :]] if dim < -1 else [*t.shape[:-1], 1]
+                for t in tensors.values()
+            )
         )
         parts = []
         for i, size in enumerate(sizes):
@@ -594,8 +598,19 @@ def moved_elements(input: RandomTensor, function: Any) -> Affine:
 
 
 def _register_movers() -> None:
-    names = ("rot90", "fliplr", "flipud", "diagonal", "pixel_shuffle", "pixel_unshuffle",
-             "channel_shuffle", "Tensor.unfold", "atleast_1d", "atleast_2d", "atleast_3d")
+    names = (
+        "rot90",
+        "fliplr",
+        "flipud",
+        "diagonal",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "Tensor.unfold",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+    )
     for name in names:
         function = getattr(torch, name, None) or getattr(Tensor, name.rpartition(".")[2])
 

@@ -31,7 +31,9 @@ def functions(*names: str) -> list[Callable]:
 
 
 def _attribute(place: Any, path: Sequence[str]) -> Any:
-    return functools.reduce(lambda value, name: getattr(value, name, None) if name else value, path, place)
+    return functools.reduce(
+        lambda value, name: getattr(value, name, None) if name else value, path, place
+    )
 
 
 def rule(*names: str) -> Callable[[_Rule], _Rule]:
