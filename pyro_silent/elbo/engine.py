@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.util import is_identically_zero, scale_and_mask, sum_rightmost
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
@@ -32,6 +32,7 @@ from pyro_silent.errors import (
 )
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.expectation.registry import expected_log_prob
+from pyro_silent.random_tensor.affine import sum_rightmost
 from pyro_silent.random_tensor.draw import Draw, random_parameters_of
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -311,7 +312,7 @@ def _check_support(fn: Any, value: Any) -> None:
         return
     try:
         support = fn.support
-        if torch.distributions.constraints.is_dependent(support):
+        if torch.distributions.constraints.is_dependent(support) or _is_real(support, value):
             return
         valid = support.check(value)
     except (NotImplementedError, PyroSilentError, AttributeError):
@@ -322,6 +323,14 @@ def _check_support(fn: Any, value: Any) -> None:
             f"within the support ({support!r}) of the distribution {type(fn).__name__}, but found "
             f"invalid values:\n{value}"
         )
+
+
+def _is_real(support: Any, value: Tensor) -> bool:
+    """Whether a value lies on the real line, found by one sum: a NaN would show in it."""
+    support = getattr(support, "base_constraint", support)
+    if support is not torch.distributions.constraints.real or not value.is_floating_point():
+        return False
+    return not torch.isnan(value.sum())
 
 
 def warn_sampled(name: str, reason: str) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
-from pyro_silent.random_tensor.affine import NoForm
+from pyro_silent.random_tensor.affine import NoForm, sum_rightmost
 from pyro_silent.random_tensor.rules.indexing import one_hot
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -17,9 +16,11 @@ from pyro_silent.random_tensor.affine import (
     NoForm,
     broadcast_shapes,
     compact,
+    expanded_to,
     merge_terms,
     pad_terms,
     scale_terms,
+    sum_rightmost,
 )
 from pyro_silent.random_tensor.covariance import covariance
 from pyro_silent.random_tensor.rules.linear import multiplied
@@ -38,7 +39,9 @@ def summed_over(tensor: Tensor, shape: Sequence[int], num_summed: int) -> Tensor
     width = min(num_summed, tensor.dim())
     if width:
         tensor = tensor.sum(list(range(-width, 0)))
-    return (tensor * repeats).expand(tuple(shape[:kept]))
+    if repeats != 1:
+        tensor = tensor * repeats
+    return expanded_to(tensor, shape[:kept])
 
 
 def weighted_sum(tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int) -> Tensor:
@@ -47,8 +50,9 @@ def weighted_sum(tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summe
     A weight that is the same along a summed dim is applied after that sum, so that neither the product
     nor its gradient is spread out over the data.
     """
-    tensor = tensor.expand(tuple(shape))
-    weight = weight.reshape((1,) * (len(shape) - weight.dim()) + weight.shape)
+    tensor = expanded_to(tensor, shape)
+    if weight.dim() != len(shape):
+        weight = weight.reshape((1,) * (len(shape) - weight.dim()) + weight.shape)
     last = num_summed and weight.size(-1) != 1 and all(n == 1 for n in weight.shape[:-1])
     if last:
         total = tensor @ weight.reshape(-1)
@@ -98,7 +102,7 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     shape = broadcast_shapes(form.shape, distribution.batch_shape)
     precision = scale.square().reciprocal()
     error = weighted_sum(form.offset.square(), precision, shape, num_summed)
-    form = Affine(form.offset.expand(shape), pad_terms(form, len(shape)))
+    form = Affine(expanded_to(form.offset, shape), pad_terms(form, len(shape)))
     spread = weighted_variance(distribution, value, form, precision, list(range(-num_summed, 0)))
     constant_part = summed_over(scale.log() + 0.5 * _LOG_2PI, shape, num_summed)
     return -0.5 * (error + spread) - constant_part

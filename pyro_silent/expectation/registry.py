@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
+from pyro_silent.random_tensor.affine import sum_rightmost
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.moments import form_of, refusal
 from pyro_silent.random_tensor.tensor import RandomTensor, latents_of

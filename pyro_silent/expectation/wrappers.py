@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.util import scale_and_mask, sum_rightmost
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -13,6 +13,7 @@ from pyro_silent.expectation.registry import (
     expectation_of,
     no_closed_form,
 )
+from pyro_silent.random_tensor.affine import sum_rightmost
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.moments import form_of
 from pyro_silent.random_tensor.tensor import RandomTensor

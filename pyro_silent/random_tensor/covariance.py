@@ -25,6 +25,7 @@ from pyro_silent.random_tensor.affine import (
     NoForm,
     Term,
     broadcast_shapes,
+    expanded_to,
     pad_terms,
     positions,
     same_position,
@@ -48,7 +49,7 @@ def _compact(tensor: Tensor, leading: Sequence[int], num_dims: int) -> Operand:
         if tensor.size(dim) != 1:
             labels.append(dim)
             shape.append(tensor.size(dim))
-    return Operand(tensor.reshape(shape), tuple(labels))
+    return Operand(tensor if list(tensor.shape) == shape else tensor.reshape(shape), tuple(labels))
 
 
 def _fold(operands: Sequence[Operand], out: frozenset[int]) -> Operand:
@@ -63,23 +64,50 @@ def _fold(operands: Sequence[Operand], out: frozenset[int]) -> Operand:
 
 
 def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Operand:
-    if right is not None and left.tensor is right.tensor and left.labels == right.labels:
-        # A square and a sum: half the work of an einsum, forward and backward.
-        if len(set(left.labels)) == len(left.labels):
-            dims = [i for i, label in enumerate(left.labels) if label not in needed]
-            square = left.tensor.square()
-            kept = tuple(label for label in left.labels if label in needed)
-            return Operand(square.sum(dims) if dims else square, kept)
-    labels = list(left.labels) + (list(right.labels) if right else [])
-    symbol = {label: _SYMBOLS[i] for i, label in enumerate(dict.fromkeys(labels))}
-    kept = tuple(label for label in symbol if label in needed)
+    short = None if right is None else _elementwise(left, right, needed)
+    if short is None and right is not None:
+        short = _matrix_vector(left, right, needed) or _matrix_vector(right, left, needed)
+    if short is not None:
+        return short
     operands = (left,) if right is None else (left, right)
+    labels = dict.fromkeys(label for op in operands for label in op.labels)
+    symbol = {label: _SYMBOLS[i] for i, label in enumerate(labels)}
+    kept = tuple(label for label in symbol if label in needed)
     sizes = {label: n for op in operands for label, n in zip(op.labels, op.tensor.shape)}
     if 0 in sizes.values():
         return Operand(left.tensor.new_zeros([sizes[label] for label in kept]), kept)
     inputs = ",".join("".join(symbol[label] for label in op.labels) for op in operands)
     equation = inputs + "->" + "".join(symbol[label] for label in kept)
     return Operand(torch.einsum(equation, *(op.tensor for op in operands)), kept)
+
+
+def _elementwise(left: Operand, right: Operand, needed: frozenset[int]) -> Operand | None:
+    """Equal labels: a product (or square) and a sum, cheaper than an einsum in both directions."""
+    if left.labels != right.labels or len(set(left.labels)) < len(left.labels):
+        return None
+    same = left.tensor is right.tensor
+    product = left.tensor.square() if same else left.tensor * right.tensor
+    dims = [i for i, label in enumerate(left.labels) if label not in needed]
+    kept = tuple(label for label in left.labels if label in needed)
+    return Operand(product.sum(dims) if dims else product, kept)
+
+
+def _matrix_vector(matrix: Operand, vector: Operand, needed: frozenset[int]) -> Operand | None:
+    """A matrix and a vector over one of its labels, by ``mm``.
+
+    Its gradient has the layout of the matrix, so adding it to that of a transposed weight is not strided.
+    """
+    if len(matrix.labels) != 2 or len(vector.labels) != 1 or matrix.labels[0] == matrix.labels[1]:
+        return None
+    over = vector.labels[0]
+    if over in needed or over not in matrix.labels:
+        return None
+    last = matrix.labels[1] == over
+    kept = matrix.labels[0 if last else 1]
+    if kept not in needed:
+        return None
+    tensor = matrix.tensor if last else matrix.tensor.t()
+    return Operand(torch.mm(tensor, vector.tensor.unsqueeze(-1)).squeeze(-1), (kept,))
 
 
 class _Side:
@@ -99,7 +127,7 @@ class _Side:
         assert self.coefficient is not None  # an axis is contracted
         coefficient = self.coefficient.movedim(lead, 0)
         others = coefficient.shape[1 : len(contracted)]
-        dims = torch.broadcast_shapes(coefficient.shape[len(contracted) :], index.shape)
+        dims = broadcast_shapes(coefficient.shape[len(contracted) :], index.shape)
         coefficient = coefficient.expand((-1, *others, *dims))
         index = index.view((1,) * len(contracted) + index.shape).expand((1, *others, *dims))
         self.coefficient = coefficient.gather(0, index).squeeze(0)
@@ -154,7 +182,7 @@ def _moment(tensor: Tensor, axes: Sequence[int | Tensor], num_dims: int) -> Oper
         return Operand(tensor, labels)
     tensor = tensor.movedim(gathered, list(range(len(gathered))))
     if 0 in tensor.shape:
-        dims = torch.broadcast_shapes(*(axis.shape for axis in index))
+        dims = broadcast_shapes(*(axis.shape for axis in index))
         tensor = tensor.new_zeros(dims + tensor.shape[len(index) :])
     else:
         tensor = tensor[index]
@@ -262,7 +290,9 @@ def covariance(
     out = frozenset(range(-num_dims, 0)) - frozenset(sum_dims)
     operand = None
     if weight is not None:
-        weight = weight.to(dtype).reshape((1,) * (num_dims - weight.dim()) + weight.shape)
+        weight = weight.to(dtype)
+        if weight.dim() != num_dims:
+            weight = weight.reshape((1,) * (num_dims - weight.dim()) + weight.shape)
         operand = _compact(weight, (), num_dims)
     terms = pad_terms(a, num_dims)
     others = terms if a is b else pad_terms(b, num_dims)
@@ -280,7 +310,7 @@ def covariance(
     kept = [shape[dim] for dim in range(-num_dims, 0) if dim in out]
     if total is None:
         return a.offset.new_zeros((), dtype=dtype).expand(kept)
-    return total.to(dtype).expand(kept)
+    return expanded_to(total.to(dtype), kept)
 
 
 def _spread(
@@ -294,8 +324,11 @@ def _spread(
     num_dims = len(shape)
     kept = [dim for dim in range(-num_dims, 0) if dim not in sum_dims]
     order = sorted(result.labels)
-    tensor = result.tensor.permute([result.labels.index(label) for label in order])
-    tensor = tensor.reshape([shape[dim] if dim in order else 1 for dim in kept])
+    tensor = result.tensor
+    if order != list(result.labels):
+        tensor = tensor.permute([result.labels.index(label) for label in order])
+    if order != kept:
+        tensor = tensor.reshape([shape[dim] if dim in order else 1 for dim in kept])
     repeats = math.prod(
         shape[dim]
         for dim in sum_dims

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Transform
 
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import (
+    LEAVES,
     Call,
     Lost,
     RandomTensor,
@@ -55,13 +56,23 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
 def random_parameters_of(distribution: Any) -> list[RandomTensor]:
     """The random tensors among a distribution's parameters, however deep."""
     found: list[RandomTensor] = []
-
-    def note(tensor: RandomTensor) -> RandomTensor:
-        found.append(tensor)
-        return tensor
-
-    map_parameters(note, distribution)
+    _collect(distribution, found)
     return found
+
+
+def _collect(value: Any, found: list[RandomTensor]) -> None:
+    kind = type(value)
+    if kind in LEAVES:
+        return
+    if kind is RandomTensor:
+        found.append(value)
+    elif isinstance(value, (Distribution, Transform)):
+        for key, item in vars(value).items():
+            if key not in _CACHES:
+                _collect(item, found)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, found)
 
 
 class Draw:

@@ -18,7 +18,7 @@ from pyro_silent.random_tensor.affine import Affine, NoForm, Term
 from pyro_silent.random_tensor.source import Source, find_source
 
 RULES: dict[Callable, Callable] = {}
-"""torch function -> rule, which takes the function's arguments and returns an Affine or a list of them."""
+"""torch function -> rule, which takes the function's arguments and returns an Affine, or several."""
 
 DIRECT: dict[Callable, Callable] = {}
 """torch function -> what to do instead, for functions that return something else than random tensors."""
@@ -311,8 +311,28 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 def random_tensors(value: Any) -> list[RandomTensor]:
     """All random tensors in a nest of arguments."""
     found: list[RandomTensor] = []
-    map_tensors(lambda t: found.append(t) if isinstance(t, RandomTensor) else None, value)
+    _collect(value, found)
     return found
+
+
+LEAVES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.Size))
+"""Types of arguments that hold no random tensor: most arguments, told by one look."""
+
+
+def _collect(value: Any, found: list[RandomTensor]) -> None:
+    kind = type(value)
+    if kind in LEAVES:
+        return
+    if kind is RandomTensor:
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
+    elif kind is slice:
+        _collect((value.start, value.stop, value.step), found)
 
 
 def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -400,7 +400,7 @@ def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[lis
     if len(dims) == 2 and isinstance(dims[1], bool):
         dims, keepdim = dims[:1], dims[1]
     if dims:
-        dim = dims[0] if len(dims) == 1 else dims
+        (dim,) = dims if len(dims) == 1 else (dims,)
     return _dims(dim, num_dims), keepdim
 
 

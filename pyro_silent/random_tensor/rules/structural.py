@@ -15,6 +15,7 @@ from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
     Term,
+    broadcast_shapes,
     depends_on,
     merge_terms,
     pad_terms,
@@ -226,7 +227,7 @@ def expand_as(input: Any, other: Tensor) -> Affine:
 def broadcast_tensors(*tensors: Any) -> list[Affine]:
     """All expanded to their common shape."""
     items = as_tuple(tensors)
-    shape = torch.broadcast_shapes(*(item.shape for item in items))
+    shape = broadcast_shapes(*(item.shape for item in items))
     return [
         expanded(affine_of(t) if isinstance(t, RandomTensor) else constant(t), shape) for t in items
     ]
@@ -467,7 +468,7 @@ def _join(group: dict[int, Term], sizes: Sequence[int], dim: int, num_dims: int)
     first = next(iter(group.values()))
 
     def cat(tensors: dict[int, Tensor]) -> Tensor:
-        shape = torch.broadcast_shapes(
+        shape = broadcast_shapes(
             *(
                 [*t.shape[:dim], 1, *t.shape[dim + 1 :]] if dim < -1 else [*t.shape[:-1], 1]
                 for t in tensors.values()
