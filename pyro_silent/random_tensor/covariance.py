@@ -26,6 +26,7 @@ from pyro_silent.random_tensor.affine import (
     Term,
     broadcast_shapes,
     expanded_to,
+    pad_dims,
     pad_terms,
     positions,
     same_position,
@@ -291,9 +292,7 @@ def covariance(
     operand = None
     if weight is not None:
         weight = weight.to(dtype)
-        if weight.dim() != num_dims:
-            weight = weight.reshape((1,) * (num_dims - weight.dim()) + weight.shape)
-        operand = _compact(weight, (), num_dims)
+        operand = _compact(pad_dims(weight, 0, num_dims - weight.dim()), (), num_dims)
     terms = pad_terms(a, num_dims)
     others = terms if a is b else pad_terms(b, num_dims)
     total = None

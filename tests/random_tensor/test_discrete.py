@@ -201,6 +201,15 @@ def test_two_independent_coins_are_not_one():
     assert_close(found, logits.sigmoid() ** 2, 1e-12, "mean")
 
 
+def test_saturated_coin_keeps_its_digits():
+    """The variance p (1 - p) at logit 40, where p itself rounds to 1."""
+    for sign in (1.0, -1.0):
+        z = random_tensor(dist.Bernoulli(logits=tensor([sign * 40.0]).double()))
+        expected = tensor([-40.0]).double().exp()
+        assert_close(variance(z * 1e9), expected * 1e18, 1e-12, "variance")
+        assert_close(variance((1 - z) * 1e9), expected * 1e18, 1e-12, "variance")
+
+
 def test_indicator_of_an_index_outside_its_range():
     z = random_tensor(source("categorical3", (2,)).distribution())
     assert not mean((z == 7).double()).any() and not variance((z == 7).double()).any()

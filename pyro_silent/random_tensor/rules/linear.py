@@ -397,10 +397,11 @@ def _sum_rows(term: Term, lying: Sequence[int], dim: int, shape: torch.Size) -> 
 
 def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[list[int], bool]:
     """Dims given one by one, as a sequence, or by name; keepdim may come by position."""
-    if len(dims) == 2 and isinstance(dims[1], bool):
-        dims, keepdim = dims[:1], dims[1]
-    if dims:
-        (dim,) = dims if len(dims) == 1 else (dims,)
+    given = list(dims)
+    if len(given) == 2 and isinstance(given[1], bool):
+        keepdim = given.pop()
+    if given:
+        dim = given[0] if len(given) == 1 else given
     return _dims(dim, num_dims), keepdim
 
 
