@@ -18,12 +18,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
-from pyro_silent.elbo.treatment import (
-    Treated,
-    TreatmentMessenger,
-    innermost,
-    negative_entropy,
-)
+from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, innermost, negative_entropy
 from pyro_silent.errors import (
     ConfigurationError,
     IntractableError,
@@ -32,8 +27,8 @@ from pyro_silent.errors import (
 )
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.expectation.registry import expected_log_prob
-from pyro_silent.random_tensor.affine import sum_rightmost
 from pyro_silent.random_tensor.draw import Draw, random_parameters_of
+from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 

@@ -15,8 +15,9 @@ from torch.distributions import Distribution, Independent
 
 from pyro_silent.errors import user_location
 from pyro_silent.random_tensor.draw import random_parameters_of, sampled_site
+from pyro_silent.random_tensor.latent import tensor_of
 from pyro_silent.random_tensor.source import find_source
-from pyro_silent.random_tensor.tensor import RandomTensor, tensor_of
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 _WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 

@@ -9,7 +9,7 @@ from typing import Any
 from pyro.distributions.distribution import COERCIONS
 from torch.distributions import Distribution, constraints
 
-from pyro_silent.random_tensor.affine import compact
+from pyro_silent.random_tensor.shapes import compact
 from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
 
 

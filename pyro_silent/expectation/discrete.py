@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
-from pyro_silent.random_tensor.affine import NoForm, sum_rightmost
+from pyro_silent.random_tensor.affine import NoForm
 from pyro_silent.random_tensor.rules.indexing import one_hot
+from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
 

@@ -11,19 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
-from pyro_silent.random_tensor.affine import (
-    Affine,
-    NoForm,
-    broadcast_shapes,
-    compact,
-    expanded_to,
-    merge_terms,
-    pad_terms,
-    scale_terms,
-    sum_rightmost,
-)
+from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
 from pyro_silent.random_tensor.covariance import covariance
-from pyro_silent.random_tensor.rules.linear import multiplied
+from pyro_silent.random_tensor.rows import multiplied
+from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to, sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 _LOG_2PI = math.log(2 * math.pi)

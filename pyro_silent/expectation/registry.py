@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
-from pyro_silent.random_tensor.affine import sum_rightmost
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.moments import form_of, refusal
+from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
 
 _User = TypeVar("_User", bound=Callable)

@@ -8,14 +8,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_silent.expectation.registry import (
-    closed_form,
-    expectation_of,
-    no_closed_form,
-)
-from pyro_silent.random_tensor.affine import sum_rightmost
+from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.moments import form_of
+from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 _REPEATING = {

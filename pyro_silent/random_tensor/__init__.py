@@ -1,7 +1,8 @@
 """The law of a tensor, carried through ordinary torch code."""
 
 from pyro_silent.random_tensor import rules  # noqa: F401
+from pyro_silent.random_tensor.latent import random_tensor
 from pyro_silent.random_tensor.moments import covariance, mean, variance
-from pyro_silent.random_tensor.tensor import RandomTensor, random_tensor
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 __all__ = ["RandomTensor", "covariance", "mean", "random_tensor", "variance"]

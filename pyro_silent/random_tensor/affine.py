@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_silent.random_tensor.shapes import pad_dims
+
 if TYPE_CHECKING:
     from pyro_silent.random_tensor.source import Source
 
@@ -65,6 +67,7 @@ class Term:
 
 
 _MAX_DEFERRED = 32
+
 """How many ops may wait in a row before terms are computed: keeps Python's stack shallow."""
 
 
@@ -109,13 +112,17 @@ class Affine:
     ) -> Affine:
         """A form whose terms are computed, from its parents', when they are first needed."""
         form = cls(offset, (), dtype, base)
-        if all(parent.is_constant for parent in parents):
+        depth, constant = 0, True
+        for parent in parents:
+            if parent._terms != ():
+                constant = False
+                depth = max(depth, parent._depth)
+        if constant:
             return form
-        form._depth = 1 + max(parent._depth for parent in parents)
-        if form._depth > _MAX_DEFERRED or not torch.is_grad_enabled():
-            form._terms, form._depth = compute(), 0
+        if depth >= _MAX_DEFERRED or not torch.is_grad_enabled():
+            form._terms = compute()
         else:
-            form._terms, form._compute = None, compute
+            form._terms, form._compute, form._depth = None, compute, depth + 1
         return form
 
     @property
@@ -139,44 +146,6 @@ class Affine:
     def shape(self) -> torch.Size:
         """Shape of the random tensor."""
         return self.offset.shape
-
-
-def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
-    """As ``torch.broadcast_shapes``, which is slow enough to matter in every step."""
-    result = [1] * max(map(len, shapes))
-    for shape in shapes:
-        for i, size in enumerate(shape, len(result) - len(shape)):
-            if size != 1 and result[i] != size:
-                if result[i] != 1:
-                    return torch.broadcast_shapes(*shapes)  # raises, with torch's message
-                result[i] = size
-    return torch.Size(result)
-
-
-def expanded_to(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """``expand`` where it is needed: each is a node for autograd to walk."""
-    return tensor if tensor.shape == tuple(shape) else tensor.expand(tuple(shape))
-
-
-def sum_rightmost(tensor: Tensor, num_dims: int) -> Tensor:
-    """The sum over the last dims. Pyro's own cannot take an empty batch."""
-    return tensor.sum(list(range(-num_dims, 0))) if num_dims else tensor
-
-
-def compact(tensor: Tensor) -> Tensor:
-    """Undo ``expand``: dims along which a tensor was merely repeated get size 1."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
-
-
-def pad_dims(tensor: Tensor, num_leading: int, num_new: int) -> Tensor:
-    """Insert ``num_new`` dims of size 1 between the leading dims and the dims of y."""
-    if num_new == 0:
-        return tensor
-    shape = tensor.shape
-    return tensor.reshape(shape[:num_leading] + (1,) * num_new + shape[num_leading:])
 
 
 def pad_term(term: Term, num_new: int) -> Term:
@@ -310,6 +279,7 @@ def contract_dims(term: Term, shape: Sequence[int], dims: Sequence[int]) -> Term
 
 
 Move = Callable[[Tensor, int], Tensor]
+
 """``move(tensor, num_leading)``: an op done on a compact tensor that has leading dims."""
 
 
@@ -378,14 +348,14 @@ def apply_linear(
         for term in form.terms:
             term = contract_dims(term, form.shape, dims)
             coefficient = function(term.dense_coefficient(num_dims), term.num_contracted)
-            axes = _move_axes(term, num_dims, offset.dim(), dim_map)
+            axes = move_axes(term, num_dims, offset.dim(), dim_map)
             terms.append(Term(term.source, axes, coefficient))
         return tuple(terms)
 
     return Affine.deferred(offset, compute, (form,))
 
 
-def _move_axes(
+def move_axes(
     term: Term, num_dims: int, new_num_dims: int, dim_map: Mapping[int, int]
 ) -> tuple[Axis, ...]:
     """Axes after dims move by ``dim_map``; gathered axes do not depend on the dims that vanish."""

@@ -24,13 +24,11 @@ from pyro_silent.random_tensor.affine import (
     Affine,
     NoForm,
     Term,
-    broadcast_shapes,
-    expanded_to,
-    pad_dims,
     pad_terms,
     positions,
     same_position,
 )
+from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, pad_dims
 
 _SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.affine import Affine, Axis, Term, pad_dims, pad_term
+from pyro_silent.random_tensor.affine import Affine, Axis, Term, pad_term
 from pyro_silent.random_tensor.covariance import expectation
+from pyro_silent.random_tensor.shapes import pad_dims
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
 

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.overrides import resolve_name
 
-from pyro_silent.errors import IntractableError, LeakError, user_location
+from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
-from pyro_silent.random_tensor.source import Source, find_source
+from pyro_silent.random_tensor.source import Source
 
 RULES: dict[Callable, Callable] = {}
+
 """torch function -> rule, which takes the function's arguments and returns an Affine, or several."""
 
 DIRECT: dict[Callable, Callable] = {}
+
 """torch function -> what to do instead, for functions that return something else than random tensors."""
 
 
@@ -188,7 +189,8 @@ def type_of_outputs(func: Callable) -> type:
 _make = Tensor._make_wrapper_subclass
 
 
-def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> RandomTensor:
+def blank_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> RandomTensor:
+    """A random tensor that knows nothing but its shape, dtype and device."""
     return _make(RandomTensor, shape, dtype=dtype, device=device)
 
 
@@ -198,7 +200,8 @@ def wrap(form: Affine, call: Call, index: int | None) -> Tensor:
         return form.offset
     if not call.grad_enabled:
         form = _without_grad(form)
-    form.guard = call.check_unchanged
+    if form._compute is not None:
+        form.guard = call.check_unchanged
     offset = form.offset
     dtype = form.dtype or offset.dtype
     if form.dtype is None and any_integral(call.args):
@@ -316,6 +319,7 @@ def random_tensors(value: Any) -> list[RandomTensor]:
 
 
 LEAVES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.Size))
+
 """Types of arguments that hold no random tensor: most arguments, told by one look."""
 
 
@@ -411,7 +415,7 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
     def node(output: Any, index: int | None) -> RandomTensor:
         if not isinstance(output, Tensor):
             raise leak(function, *inputs)
-        tensor = _new(output.shape, output.dtype, device)
+        tensor = blank_tensor(output.shape, output.dtype, device)
         tensor._call = call
         tensor._index = index
         tensor._lost = lost
@@ -477,83 +481,9 @@ def affine_of(tensor: Any) -> Affine:
     return tensor._form
 
 
-def from_source(source: Source, dtype: torch.dtype | None = None) -> RandomTensor:
-    """A fresh random tensor, aligned with its source on every axis."""
-    num_dims = len(source.shape)
-    axes = tuple(k - num_dims if size != 1 else None for k, size in enumerate(source.shape))
-    num_contracted = sum(axis is None for axis in axes)
-    coefficient = None
-    if num_contracted:
-        coefficient = source.mean.new_ones((1,) * (num_contracted + num_dims))
-    form = Affine(source.mean, (Term(source, axes, coefficient),))
-    tensor = _new(source.shape, dtype or source.mean.dtype, source.mean.device)
-    tensor._form = form
-    tensor._source = source
-    return tensor
-
-
-def index_from_source(source: Source) -> RandomTensor:
-    """The integer tensor of a categorical source: ``sum_k k [z = k]``."""
-    size = source.shape[-1]
-    num_dims = len(source.shape) - 1
-    axes = tuple(k - num_dims if n != 1 else None for k, n in enumerate(source.shape[:-1]))
-    grid = torch.arange(size, device=source.mean.device, dtype=source.mean.dtype)
-    num_contracted = sum(axis is None for axis in axes)
-    coefficient = grid.view((1,) * num_contracted + (size,) + (1,) * num_dims)
-    offset = source.mean @ grid
-    tensor = _new(offset.shape, torch.int64, offset.device)
-    base = offset.new_zeros((1,) * num_dims)
-    tensor._form = Affine(offset, (Term(source, (*axes, None), coefficient),), torch.int64, base)
-    tensor._integral = True
-    tensor._source = source
-    return tensor
-
-
 def opaque(call: Call, like: Tensor, shape: Sequence[int], lost: Lost) -> RandomTensor:
     """A tensor known only through how it is drawn."""
-    tensor = _new(shape, like.dtype, like.device)
+    tensor = blank_tensor(shape, like.dtype, like.device)
     tensor._call = call
     tensor._lost = lost
     return tensor
-
-
-def random_tensor(distribution: Distribution, name: str = "z") -> RandomTensor:
-    """A random tensor with the law of a distribution: a source outside any ELBO.
-
-    The result has shape ``batch_shape + event_shape``. Positions of the batch, and of the event where
-    it was made by ``to_event``, are independent.
-
-    :param distribution: Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli,
-        OneHotCategorical or Categorical (an index tensor), also under ``to_event``, ``expand``, ``mask``.
-    :param name: shown in messages.
-    :raises IntractableError: for a distribution whose moments are not in the table.
-
-    Cost: none; the moments are those of the distribution.
-
-    Example::
-
-        >>> import torch, pyro.distributions as dist
-        >>> from pyro_silent import mean, random_tensor, variance
-        >>> z = random_tensor(dist.Normal(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])))
-        >>> y = 2 * z[0] - z[1] + 5
-        >>> float(mean(y)), float(variance(y))
-        (5.0, 37.0)
-    """
-    source = find_source(distribution, name)
-    if source is None:
-        raise IntractableError(
-            f"random_tensor: the moments of {type(distribution).__name__} are not known; expected "
-            "Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli, OneHotCategorical or "
-            "Categorical, possibly under to_event, expand or mask.",
-            latents=(name,),
-        )
-    return tensor_of(source)
-
-
-def tensor_of(source: Source) -> RandomTensor:
-    """A source's random tensor, in the dtype its distribution has."""
-    if not source.under_grad:
-        source = source.detached()
-    if source.is_index:
-        return index_from_source(source)
-    return from_source(source)

@@ -8,5 +8,7 @@ from pyro_silent.random_tensor.rules import (  # noqa: F401
     indexing,
     linear,
     pointwise,
+    reordering,
     structural,
+    sums,
 )

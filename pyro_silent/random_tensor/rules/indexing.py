@@ -11,11 +11,8 @@ from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, Axis, NoForm, Term, restructure
 from pyro_silent.random_tensor.discrete import Levels, from_levels, levels
-from pyro_silent.random_tensor.rules.structural import (
-    index_select,
-    negative,
-    sliced,
-)
+from pyro_silent.random_tensor.rules.reordering import index_select
+from pyro_silent.random_tensor.rules.structural import negative, sliced
 from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, leak
 
