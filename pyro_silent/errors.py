@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 from types import FrameType
@@ -79,7 +78,7 @@ _LIBRARY_ROOTS = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
     for path in (torch.__file__, pyro.__file__, __file__)
 )
-_LIBRARY_FILES = frozenset((contextlib.__file__, functools.__file__))
+_STANDARD_LIBRARY = os.path.dirname(os.path.abspath(contextlib.__file__)) + os.sep
 
 
 def user_location() -> str:
@@ -89,7 +88,7 @@ def user_location() -> str:
         filename = frame.f_code.co_filename
         if not (
             filename.startswith(_LIBRARY_ROOTS)
-            or filename in _LIBRARY_FILES
+            or (filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename)
             or filename.startswith("<")
         ):
             return f"{filename}:{frame.f_lineno}"

@@ -177,6 +177,10 @@ def _moment(tensor: Tensor, axes: Sequence[int | Tensor], num_dims: int) -> Oper
     gathered = [k for k, axis in enumerate(axes) if isinstance(axis, Tensor)]
     index = tuple(axis for axis in axes if isinstance(axis, Tensor))
     labels = tuple(axis for axis in axes if not isinstance(axis, Tensor))
+    if index and num_dims == 0:
+        # A 0-dim index would be read as a number, which waits for the device.
+        tensor = tensor.movedim(gathered, list(range(len(gathered))))
+        return Operand(tensor[tuple(axis.view(1) for axis in index)].squeeze(0), labels)
     if not gathered:
         return Operand(tensor, labels)
     tensor = tensor.movedim(gathered, list(range(len(gathered))))

@@ -57,7 +57,7 @@ def _versions(values: Iterable[Any]) -> list[int]:
     for value in values:
         kind = type(value)
         if kind is Tensor or kind is torch.nn.Parameter:
-            versions.append(value._version)
+            versions.append(-1 if value.is_inference() else value._version)
         elif kind is tuple or kind is list:
             versions += _versions(value)
     return versions

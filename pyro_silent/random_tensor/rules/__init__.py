@@ -1,14 +1,31 @@
 """The rule tables. Importing this package fills them."""
 
-# Last: it wraps rules that exist, and takes out what must be refused.
-from pyro_silent.random_tensor.rules import (  # noqa: F401
+from pyro_silent.random_tensor.rules import (
     arithmetic,
     convolution,
-    direct,  # noqa: F401, E402, I001
+    direct,
+    fourier,
     indexing,
+    joining,
     linear,
     pointwise,
     reordering,
     structural,
     sums,
 )
+
+__all__ = [
+    "arithmetic",
+    "convolution",
+    "fourier",
+    "indexing",
+    "joining",
+    "linear",
+    "pointwise",
+    "reordering",
+    "structural",
+    "sums",
+]
+
+# Last: it wraps rules that exist, and takes out what must be refused.
+direct.register()

@@ -40,6 +40,13 @@ def _refuse_bools(input: RandomTensor, other: Any) -> None:
         raise NoForm("arithmetic between bool tensors is not affine")
 
 
+def _near(operand: Any, form: Affine) -> Any:
+    """A plain 0-dim operand, which torch takes from any device, on the form's own."""
+    if isinstance(operand, Tensor) and operand.dim() == 0:
+        return operand.to(form.offset.device)
+    return operand
+
+
 @rule("add", "__add__", "__radd__")
 def add(input: Any, other: Any, *, alpha: float = 1) -> Affine:
     """x + alpha y: terms add up; a plain operand moves the mean only."""
@@ -106,7 +113,7 @@ def mul(input: Any, other: Any) -> Affine:
             return merged
         raise NoForm("the product of two random tensors is not affine")
     form = affine_of(input)
-    return scaled(form, other, form.offset * other)
+    return scaled(form, _near(other, form), form.offset * other)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")
@@ -117,7 +124,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Affine:
     if isinstance(other, RandomTensor):
         raise NoForm("dividing by a random tensor is not affine")
     form = affine_of(input)
-    return scaled(form, 1 / other, form.offset / other)
+    return scaled(form, 1 / _near(other, form), form.offset / other)
 
 
 @rule("neg", "negative", "__neg__")
@@ -282,8 +289,12 @@ def cast(input: RandomTensor, dtype: torch.dtype, device: Any = None) -> Affine:
 
 
 @rule("to", "type_as")
-def to(input: RandomTensor, *args: Any, **kwargs: Any) -> Affine:
+def to(input: Any, *args: Any, **kwargs: Any) -> Affine:
     """x in another dtype or on another device."""
+    if not isinstance(input, RandomTensor):
+        # plain.to(random): only its dtype and device are asked for
+        other = next(v for v in (*args, *kwargs.values()) if isinstance(v, RandomTensor))
+        return constant(input.to(dtype=other.dtype, device=other.device))
     device = kwargs.get("device")
     for value in args:
         if isinstance(value, (str, torch.device)):
@@ -294,7 +305,7 @@ def to(input: RandomTensor, *args: Any, **kwargs: Any) -> Affine:
 
 
 @rule("type")
-def type_(input: RandomTensor, dtype: Any = None, non_blocking: bool = False) -> Affine:
+def type_(input: RandomTensor, dtype: Any, non_blocking: bool = False) -> Affine:
     """x in another dtype."""
     if not isinstance(dtype, torch.dtype):
         dtype = torch.empty(0).type(dtype).dtype

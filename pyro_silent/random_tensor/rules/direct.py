@@ -115,13 +115,21 @@ def _copies(function: Callable, args: tuple) -> bool:
     return any(isinstance(item, (Tensor, list, bool)) for item in index)
 
 
+def _type(input: RandomTensor, dtype: Any = None, **kwargs: Any) -> Any:
+    """``x.type()`` is a name; with an argument it is a cast."""
+    if dtype is None:
+        return _blank(input).type()
+    return apply_rule(Tensor.type, (input, dtype), kwargs)
+
+
 def _iterate(input: RandomTensor) -> Iterator[RandomTensor]:
     if input.dim() == 0:
         raise TypeError("iteration over a 0-d tensor")
     return iter(input.unbind(0))  # type: ignore[arg-type]
 
 
-def _register() -> None:
+def register() -> None:
+    """Fill the table of direct answers; every rule must be in its own table by now."""
     for names, make in ((_METADATA, _metadata), (_LIKE, _like), (_LEAKS, _refused)):
         for name in names:
             for function in functions(name):
@@ -131,8 +139,6 @@ def _register() -> None:
         for function in functions(name):
             if function in RULES and function not in DIRECT:
                 DIRECT[function] = _viewing(function)
+    DIRECT[Tensor.type] = _type
     DIRECT[Tensor.__iter__] = _iterate
     DIRECT[Tensor.__reversed__] = lambda input: input.flip(0)
-
-
-_register()

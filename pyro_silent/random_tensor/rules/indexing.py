@@ -194,6 +194,8 @@ def getitem(input: Any, index: Any) -> Affine:
     key = _plain_key(index)
     if key is not None:
         return _read_basic(form, key)
+    if type(index) is Tensor and index.dtype is torch.int64 and index.dim() > 0 and form.shape:
+        return advanced(form, [index] + [_FULL] * (form.offset.dim() - 1))  # alpha[group]
     entries = normalized(index, form.shape)
     if any(isinstance(entry, RandomTensor) for entry in entries):
         raise NoForm("a random tensor read at a random index is not affine")

@@ -54,9 +54,9 @@ def _swapped(num_dims: int) -> list[int]:
 
 
 @rule("matmul", "mm", "bmm", "mv", "__matmul__", "linalg.matmul")
-def matmul(input: Any, other: Any) -> Affine:
-    """A matrix product with one plain operand."""
-    return matrix_product(input, other)
+def matmul(input: Any, other: Any = None, **named: Any) -> Affine:
+    """A matrix product with one plain operand, which each function has another name for."""
+    return matrix_product(input, other if other is not None else named.popitem()[1])
 
 
 @rule("__rmatmul__")
@@ -100,8 +100,9 @@ def _is_random(*values: Any) -> bool:
 
 
 @rule("dot", "inner", "vdot")
-def dot(input: Any, other: Any) -> Affine:
+def dot(input: Any, other: Any = None, *, tensor: Any = None) -> Affine:
     """The inner product along the last dim, one operand plain."""
+    other = tensor if other is None else other
     if input.dim() > 1 or other.dim() > 1:
         return matrix_product(input, other.mT if other.dim() > 1 else other)
     return matrix_product(input, other)

@@ -42,9 +42,9 @@ def _reordered(name: str, function: Any) -> None:
     rule(name)(reorder)
 
 
-def flip(form: Affine, *dims: Any) -> Affine:
+def flip(form: Affine, *args: Any, dims: Any = ()) -> Affine:
     """Dims read backwards."""
-    for dim in as_tuple(dims):
+    for dim in as_tuple(args) or as_tuple((dims,)):
         d = negative(dim, form.offset.dim())
         form = along(form, d, torch.arange(form.shape[d], device=form.offset.device).flip(0))
     return form

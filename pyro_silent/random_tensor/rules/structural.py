@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,11 @@ def permuted(form: Affine, order: Sequence[int]) -> Affine:
 
 
 @rule("permute")
-def permute(input: RandomTensor, *dims: Any) -> Affine:
+def permute(input: RandomTensor, *dims: Any, **kwargs: Any) -> Affine:
     """Dims in a new order."""
     form = affine_of(input)
-    return permuted(form, [negative(dim, form.offset.dim()) for dim in as_tuple(dims)])
+    order = as_tuple(dims) if dims else as_tuple((kwargs["dims"],))
+    return permuted(form, [negative(dim, form.offset.dim()) for dim in order])
 
 
 @rule("transpose", "swapaxes", "swapdims")
@@ -143,24 +144,29 @@ def reshaped(form: Affine, shape: torch.Size) -> Affine:
     return restructure(form, form.offset.reshape(shape), move, dim_map)
 
 
-def _register_reshapes() -> None:
-    for name in ("reshape", "view", "reshape_as", "view_as", "flatten", "ravel", "unflatten"):
+def _reshape(method: Callable) -> Callable:
+    """The rule of a method that only changes the shape."""
 
-        def reshape(input: RandomTensor, *args: Any, name: str = name, **kwargs: Any) -> Affine:
-            if any(isinstance(arg, torch.dtype) for arg in args):
-                raise NoForm("viewing the bits as another dtype is not affine")
-            form = affine_of(input)
-            blank = torch.empty(form.shape, device="meta")
-            args = tuple(
-                torch.empty(arg.shape, device="meta") if isinstance(arg, Tensor) else arg
-                for arg in args
-            )
-            return reshaped(form, getattr(blank, name)(*args, **kwargs).shape)
+    def reshape(input: Any, *args: Any, **kwargs: Any) -> Affine:
+        if not isinstance(input, RandomTensor):
+            # plain.view_as(random): only a shape is asked for
+            return constant(input.reshape(args[0].shape))
+        if any(isinstance(arg, torch.dtype) for arg in args):
+            raise NoForm("viewing the bits as another dtype is not affine")
+        form = affine_of(input)
+        if "size" in kwargs:
+            args, kwargs = (kwargs["size"],), {}
+        args = tuple(arg.shape if isinstance(arg, Tensor) else arg for arg in args)
+        return reshaped(form, method(form.offset, *args, **kwargs).shape)
 
-        rule(name)(reshape)
+    return reshape
 
 
-_register_reshapes()
+# view and the like by reshape: the mean may be laid out otherwise than a sample would be.
+for _name in ("reshape", "view", "reshape_as", "view_as"):
+    rule(_name)(_reshape(Tensor.reshape))
+for _name in ("flatten", "ravel", "unflatten"):
+    rule(_name)(_reshape(getattr(Tensor, _name)))
 
 
 def unsqueezed(form: Affine, dim: int) -> Affine:

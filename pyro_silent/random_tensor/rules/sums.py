@@ -35,10 +35,10 @@ def summed(form: Affine, dims: Sequence[int], keepdim: bool, offset: Tensor) -> 
     """Sum over dims (negative), one at a time; ``offset`` is the sum of the mean."""
     if not dims:
         return form
-    num_dims = form.offset.dim()
-    kept = [dim for dim in range(-num_dims, 0) if dim not in dims]
 
     def compute() -> tuple[Term, ...]:
+        num_dims = form.offset.dim()
+        kept = [dim for dim in range(-num_dims, 0) if dim not in dims]
         terms = form.terms
         for dim in dims:
             terms = merge_terms([_sum_term(term, dim, form.shape) for term in terms], num_dims)
