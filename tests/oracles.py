@@ -177,7 +177,7 @@ def moments(
             fixed, free = iter(values), iter(continuous)
             out = program(*(next(fixed) if x else next(free) for x in listed))
             shape = out.shape
-            return out if out.is_floating_point() else out.to(dtype)
+            return out.to(torch.promote_types(out.dtype, dtype))
 
         matrix, offset = affine_coefficients(given, shapes, dtype)
         terms.append((probability, matrix @ location + offset, matrix @ spread @ matrix.mT))
