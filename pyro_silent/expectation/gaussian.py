@@ -14,6 +14,7 @@ from pyro_silent.expectation.registry import closed_form, no_closed_form, requir
 from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
 from pyro_silent.random_tensor.covariance import covariance
 from pyro_silent.random_tensor.rows import multiplied
+from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
 from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to, sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
@@ -106,11 +107,9 @@ def _quadratic(distribution: Distribution, value: Tensor, form: Affine, root: Te
         form = Affine(form.offset.unsqueeze(0), pad_terms(form, 2))
     if root.dim() > 2:
         # A root of its own for each position of the batch: y gets a row dim to be multiplied.
-        from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
-
         rows = unsqueezed(form, -2)
         image = multiplied(rows, rows.offset @ root, root)
-        image = reshaped(image, torch.Size([*image.shape[:-2], image.shape[-1]]))
+        image = reshaped(image, image.offset.squeeze(-2))
     else:
         image = multiplied(form, form.offset @ root, root)
     total = image.offset.square().sum(-1) + weighted_variance(

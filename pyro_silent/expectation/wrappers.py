@@ -52,7 +52,7 @@ def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
 
 
 @closed_form(dist.ExpandedDistribution)
-def expanded(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+def expanded_distribution(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """The base's expectation, repeated."""
     event_dim = len(distribution.event_shape)
     shape = torch.broadcast_shapes(distribution.batch_shape, value.shape[: value.dim() - event_dim])

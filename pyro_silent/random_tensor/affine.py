@@ -15,7 +15,7 @@ Axes of size 1 are always contracted: then an aligned dim is never broadcast, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -283,49 +283,55 @@ Move = Callable[[Tensor, int], Tensor]
 """``move(tensor, num_leading)``: an op done on a compact tensor that has leading dims."""
 
 
-def restructure(
-    form: Affine,
-    offset: Tensor,
-    move: Move,
-    dim_map: Mapping[int, int],
-    moved: dict[tuple, Tensor] | None = None,
-) -> Affine:
-    """The form after an op that only moves, repeats, drops or zero-fills elements.
+class Plan(NamedTuple):
+    """How an op that only moves, repeats, drops or zero-fills elements does it.
 
-    :param dim_map: where y's dims go that the op leaves whole (negative -> negative). Axes aligned with
+    :ivar move: the op on a compact tensor.
+    :ivar dim_map: where y's dims go that the op leaves whole (negative -> negative). Axes aligned with
         any other dim become gathered.
-    :param moved: remembers the positions such axes get, where they depend on the op's plan alone. The
-        same op then gives the same tensor, and terms read alike are seen to be.
+    :ivar moved: remembers the positions such axes get, where they depend on the plan alone. The same op
+        then gives the same tensor, and terms read alike are seen to be.
     """
 
-    def gathered(term: Term, k: int, num_dims: int) -> Tensor:
-        if moved is None or not isinstance(term.axes[k], int):
-            return move(positions(term, k, num_dims), 0)
-        key = (term.axes[k], term.source.shape[k], term.source.mean.device)
-        if key not in moved:
-            moved[key] = move(positions(term, k, num_dims), 0)
-        return moved[key]
+    move: Move
+    dim_map: Mapping[int, int]
+    moved: dict[tuple, Tensor] | None = None
 
-    def compute() -> tuple[Term, ...]:
-        num_dims = form.offset.dim()
-        terms = []
-        for term in form.terms:
-            axes: list[Axis] = []
-            for k, axis in enumerate(term.axes):
-                if axis is None:
-                    axes.append(None)
-                elif isinstance(axis, int) and axis in dim_map:
-                    axes.append(dim_map[axis])
-                else:
-                    axes.append(gathered(term, k, num_dims))
-            coefficient = term.coefficient
-            if coefficient is not None:
-                coefficient = move(coefficient, term.num_contracted)
-            terms.append(Term(term.source, tuple(axes), coefficient))
-        return tuple(terms)
 
-    base = None if form.base is None else move(form.base, 0)
-    return Affine.deferred(offset, compute, (form,), form.dtype, base)
+def restructure(form: Affine, offset: Tensor, plan: Callable[[], Plan]) -> Affine:
+    """The form after an op that only moves elements; the plan is made when terms are asked for."""
+    base = None
+    if form.base is not None:
+        base = plan().move(form.base, 0)
+    return Affine.deferred(offset, lambda: _moved_terms(form, plan()), (form,), form.dtype, base)
+
+
+def _moved_terms(form: Affine, plan: Plan) -> tuple[Term, ...]:
+    num_dims = form.offset.dim()
+    terms = []
+    for term in form.terms:
+        axes: list[Axis] = []
+        for k, axis in enumerate(term.axes):
+            if axis is None:
+                axes.append(None)
+            elif isinstance(axis, int) and axis in plan.dim_map:
+                axes.append(plan.dim_map[axis])
+            else:
+                axes.append(_gathered(term, k, num_dims, plan))
+        coefficient = term.coefficient
+        if coefficient is not None:
+            coefficient = plan.move(coefficient, term.num_contracted)
+        terms.append(Term(term.source, tuple(axes), coefficient))
+    return tuple(terms)
+
+
+def _gathered(term: Term, k: int, num_dims: int, plan: Plan) -> Tensor:
+    if plan.moved is None or not isinstance(term.axes[k], int):
+        return plan.move(positions(term, k, num_dims), 0)
+    key = (term.axes[k], term.source.shape[k], term.source.mean.device)
+    if key not in plan.moved:
+        plan.moved[key] = plan.move(positions(term, k, num_dims), 0)
+    return plan.moved[key]
 
 
 def apply_linear(

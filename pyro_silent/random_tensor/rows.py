@@ -20,7 +20,7 @@ from pyro_silent.random_tensor.affine import (
 from pyro_silent.random_tensor.shapes import pad_dims
 
 
-def _lying_on(term: Term, dim: int) -> list[int] | None:
+def lying_on(term: Term, dim: int) -> list[int] | None:
     """The axes whose position changes along ``dim``; None if one changes along another dim as well."""
     found = [k for k, axis in enumerate(term.axes) if depends_on(axis, [dim])]
     for k in found:
@@ -30,7 +30,7 @@ def _lying_on(term: Term, dim: int) -> list[int] | None:
     return found
 
 
-def _scattered(term: Term, lying: Sequence[int], rows: Tensor, num_dims: int) -> Tensor:
+def scattered(term: Term, lying: Sequence[int], rows: Tensor, num_dims: int) -> Tensor:
     """Add up rows by the positions they are read at: the axes become leading dims.
 
     :param rows: ``[size of the dim, leading dims.., y]``, a row for each element of the dim.
@@ -50,28 +50,30 @@ def _scattered(term: Term, lying: Sequence[int], rows: Tensor, num_dims: int) ->
     return total.movedim(list(range(len(lying))), places)
 
 
-def _without_axes(term: Term, lying: Sequence[int]) -> tuple[Axis, ...]:
+def without_axes(term: Term, lying: Sequence[int]) -> tuple[Axis, ...]:
+    """The axes of a term after those that lie on a dim have become leading dims."""
     return tuple(None if k in lying else axis for k, axis in enumerate(term.axes))
 
 
 def multiplied(form: Affine, offset: Tensor, weight: Tensor) -> Affine:
     """``x @ weight`` for a plain ``weight[..., k, m]`` and x of at least two dims."""
+    return Affine.deferred(offset, lambda: product_terms(form, offset, weight), (form,))
 
-    def compute() -> tuple[Term, ...]:
-        num_dims = offset.dim()
-        terms = []
-        for term in pad_terms(form, num_dims):
-            lying = _lying_on(term, -1)
-            if lying:
-                terms.append(_rows_times(term, lying, weight, num_dims))
-            else:
-                shape = (1,) * (num_dims - form.offset.dim()) + tuple(form.shape)
-                term = contract_dims(term, shape, [-1])
-                coefficient = term.dense_coefficient(num_dims) @ weight
-                terms.append(Term(term.source, term.axes, coefficient))
-        return tuple(terms)
 
-    return Affine.deferred(offset, compute, (form,))
+def product_terms(form: Affine, offset: Tensor, weight: Tensor) -> tuple[Term, ...]:
+    """The terms of ``x @ weight``, whose mean is ``offset``."""
+    num_dims = offset.dim()
+    terms = []
+    for term in pad_terms(form, num_dims):
+        lying = lying_on(term, -1)
+        if lying:
+            terms.append(_rows_times(term, lying, weight, num_dims))
+        else:
+            shape = (1,) * (num_dims - form.offset.dim()) + tuple(form.shape)
+            term = contract_dims(term, shape, [-1])
+            coefficient = term.dense_coefficient(num_dims) @ weight
+            terms.append(Term(term.source, term.axes, coefficient))
+    return tuple(terms)
 
 
 def _rows_times(term: Term, lying: Sequence[int], weight: Tensor, num_dims: int) -> Term:
@@ -81,5 +83,5 @@ def _rows_times(term: Term, lying: Sequence[int], weight: Tensor, num_dims: int)
     rows = pad_dims(rows, 1, num_dims - (rows.dim() - 1) + term.num_contracted)
     if term.coefficient is not None:
         rows = rows * term.coefficient.movedim(-1, 0).unsqueeze(-1)
-    coefficient = _scattered(term, lying, rows, num_dims)
-    return Term(term.source, _without_axes(term, lying), coefficient)
+    coefficient = scattered(term, lying, rows, num_dims)
+    return Term(term.source, without_axes(term, lying), coefficient)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.affine import Affine, Axis, NoForm, Term, restructure
+from pyro_silent.random_tensor.affine import Affine, Axis, NoForm, Plan, Term, restructure
 from pyro_silent.random_tensor.discrete import Levels, from_levels, levels
 from pyro_silent.random_tensor.rules.reordering import index_select
 from pyro_silent.random_tensor.rules.structural import negative, sliced
 from pyro_silent.random_tensor.rules.table import rule
+from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, leak
 
 _FULL = slice(None)
@@ -61,20 +62,29 @@ def _is_mask(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
 
 
-def _plain_key(index: Any) -> tuple | None:
-    """An index without tensors in a form that can be a key of a cache; None for any other."""
-    key: list[Any] = []
-    for item in index if type(index) is tuple else (index,):
-        if item is None or item is Ellipsis or type(item) is int:
-            key.append(item)
-        elif type(item) is slice:
-            parts = (item.start, item.stop, item.step)
-            if not all(part is None or type(part) is int for part in parts):
-                return None
-            key.append(parts)
-        else:
-            return None
-    return tuple(key)
+_PLAIN_ITEMS = (int, slice, type(None), type(Ellipsis))
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether an index has integers, slices, None and Ellipsis only."""
+    if type(index) is not tuple:
+        return type(index) in _PLAIN_ITEMS
+    for item in index:
+        if type(item) not in _PLAIN_ITEMS:
+            return False
+        if type(item) is slice:
+            for part in (item.start, item.stop, item.step):
+                if part is not None and type(part) is not int:
+                    return False
+    return True
+
+
+def _key(index: Any) -> tuple:
+    """A basic index as a key of a cache (slices are not hashable before Python 3.12)."""
+    items = index if type(index) is tuple else (index,)
+    return tuple(
+        (item.start, item.stop, item.step) if type(item) is slice else item for item in items
+    )
 
 
 class _BasicPlan(NamedTuple):
@@ -108,81 +118,85 @@ def _basic_plan(key: tuple, shape: torch.Size) -> _BasicPlan:
     return _BasicPlan(index, entries, dim_map, {})
 
 
-def _read_basic(form: Affine, key: tuple) -> Affine:
+def read_basic(form: Affine, index: Any) -> Affine:
     """Integers, slices, None and Ellipsis, all at once."""
-    plan = _basic_plan(key, form.offset.shape)
 
-    def move(tensor: Tensor, leading: int) -> Tensor:
-        at: list[Any] = [_FULL] * leading
-        dim = leading
-        for entry, size in plan.entries:
-            if entry is None:
-                at.append(None)
-                continue
-            if tensor.size(dim) != 1 or size == 1:
-                at.append(entry)
-            elif isinstance(entry, slice):
-                at.append(_FULL if len(range(*entry.indices(size))) else slice(0, 0))
-            else:
-                at.append(0)
-            dim += 1
-        return tensor[tuple(at)]
+    def plan() -> Plan:
+        worked_out = _basic_plan(_key(index), form.shape)
 
-    return restructure(form, form.offset[plan.items], move, plan.dim_map, plan.moved)
+        def move(tensor: Tensor, leading: int) -> Tensor:
+            at: list[Any] = [_FULL] * leading
+            dim = leading
+            for entry, size in worked_out.entries:
+                if entry is None:
+                    at.append(None)
+                    continue
+                if tensor.size(dim) != 1 or size == 1:
+                    at.append(entry)
+                elif isinstance(entry, slice):
+                    at.append(_FULL if len(range(*entry.indices(size))) else slice(0, 0))
+                else:
+                    at.append(0)
+                dim += 1
+            return tensor[tuple(at)]
+
+        return Plan(move, worked_out.dim_map, worked_out.moved)
+
+    return restructure(form, form.offset[index], plan)
 
 
 def basic(form: Affine, entries: Sequence[Any]) -> tuple[Affine, list[Any]]:
     """Do the integers, slices and Nones; tensors are left, one entry per remaining dim."""
     rest = [e if isinstance(e, Tensor) else _FULL for e in entries if not isinstance(e, int)]
-    key = _plain_key(tuple(_FULL if isinstance(entry, Tensor) else entry for entry in entries))
-    if key is None or all(item == (None, None, None) for item in key):
+    index = tuple(_FULL if isinstance(entry, Tensor) else entry for entry in entries)
+    if all(entry == _FULL for entry in index):
         return form, rest
-    return _read_basic(form, key), rest
+    return read_basic(form, index), rest
 
 
 def advanced(form: Affine, entries: Sequence[Any]) -> Affine:
     """Do integer tensors: positions on their dims are read together, as in numpy."""
-    num_dims = form.offset.dim()
     where = [i for i, entry in enumerate(entries) if isinstance(entry, Tensor)]
     if not where:
         return form
-    device = form.offset.device
-    indices = [entries[i] if entries[i].device == device else entries[i].to(device) for i in where]
-    if len(indices) == 1:
-        index_shape = indices[0].shape
-    else:
-        index_shape = torch.broadcast_shapes(*(index.shape for index in indices))
-    adjacent = where[-1] - where[0] == len(where) - 1
-    others = [i for i in range(num_dims) if i not in where]
-    target = where[0] if adjacent else 0
-    num_index = len(index_shape)
-    new_dims = len(others) + num_index
-    dim_map = {
-        i - num_dims: (place if place < target else place + num_index) - new_dims
-        for place, i in enumerate(others)
-    }
+    return _gathered(form, form.offset[tuple(entries)], entries, where)
 
-    def read(tensor: Tensor, leading: int, is_compact: bool) -> Tensor:
-        at: Sequence[Tensor] = indices
-        if is_compact and all(tensor.size(leading + i) == 1 for i in where):
-            zero = torch.zeros((1,) * num_index, dtype=torch.long, device=device)
-            at = [zero] * len(where)
-        else:
-            full = list(tensor.shape)
-            for i in where:
-                full[leading + i] = form.shape[i]
-            if full != list(tensor.shape):
-                tensor = tensor.expand(full)
-        if not adjacent:
-            # torch would put the index's dims before the leading ones
-            order = [*range(leading), *(leading + i for i in where), *(leading + i for i in others)]
-            tensor = tensor.permute(order)
-        return tensor[tuple([_FULL] * (leading + target) + list(at))]
 
-    def move(tensor: Tensor, leading: int) -> Tensor:
-        return read(tensor, leading, 0 not in index_shape)
+def _gathered(form: Affine, offset: Tensor, entries: Sequence[Any], where: list[int]) -> Affine:
+    def plan() -> Plan:
+        num_dims = form.offset.dim()
+        device = form.offset.device
+        indices = [entries[i].to(device) for i in where]
+        index_shape = broadcast_shapes(*(index.shape for index in indices))
+        adjacent = where[-1] - where[0] == len(where) - 1
+        others = [i for i in range(num_dims) if i not in where]
+        target = where[0] if adjacent else 0
+        num_index = len(index_shape)
+        new_dims = len(others) + num_index
+        dim_map = {
+            i - num_dims: (place if place < target else place + num_index) - new_dims
+            for place, i in enumerate(others)
+        }
 
-    return restructure(form, read(form.offset, 0, False), move, dim_map)
+        def move(tensor: Tensor, leading: int) -> Tensor:
+            at: Sequence[Tensor] = indices
+            if 0 not in index_shape and all(tensor.size(leading + i) == 1 for i in where):
+                zero = torch.zeros((1,) * num_index, dtype=torch.long, device=device)
+                at = [zero] * len(where)
+            else:
+                full = list(tensor.shape)
+                for i in where:
+                    full[leading + i] = form.shape[i]
+                tensor = expanded_to(tensor, full)
+            if not adjacent:
+                # torch would put the index's dims before the leading ones
+                places = [*where, *others]
+                tensor = tensor.permute((*range(leading), *(leading + i for i in places)))
+            return tensor[tuple([_FULL] * (leading + target) + list(at))]
+
+        return Plan(move, dim_map)
+
+    return restructure(form, offset, plan)
 
 
 @rule("__getitem__")
@@ -191,11 +205,10 @@ def getitem(input: Any, index: Any) -> Affine:
     if not isinstance(input, RandomTensor):
         return lookup(input, index)
     form = affine_of(input)
-    key = _plain_key(index)
-    if key is not None:
-        return _read_basic(form, key)
-    if type(index) is Tensor and index.dtype is torch.int64 and index.dim() > 0 and form.shape:
-        return advanced(form, [index] + [_FULL] * (form.offset.dim() - 1))  # alpha[group]
+    if _is_basic(index):
+        return read_basic(form, index)
+    if type(index) is Tensor and index.dtype is torch.int64 and index.dim() > 0:
+        return _gathered(form, form.offset[index], [index], [0])  # alpha[group]
     entries = normalized(index, form.shape)
     if any(isinstance(entry, RandomTensor) for entry in entries):
         raise NoForm("a random tensor read at a random index is not affine")
@@ -334,7 +347,7 @@ def _along_index(form: Affine, dim: int, index: Tensor) -> Affine:
         return tensor.expand(full).gather(dim, at)
 
     dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
-    return restructure(form, form.offset.gather(dim, index), move, dim_map)
+    return restructure(form, form.offset.gather(dim, index), lambda: Plan(move, dim_map))
 
 
 @rule("gather")

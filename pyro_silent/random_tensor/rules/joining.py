@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_silent.random_tensor.affine import (
     Affine,
+    Plan,
     Term,
     depends_on,
     merge_terms,
@@ -45,7 +46,7 @@ def zero_filled(form: Affine, offset: Tensor, dim: int, before: int, after: int)
     dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
     form = spelled_out(form)
     form.base = None
-    return restructure(form, offset, move, dim_map)
+    return restructure(form, offset, lambda: Plan(move, dim_map))
 
 
 def concatenated(forms: Sequence[Affine], dim: int) -> Affine:

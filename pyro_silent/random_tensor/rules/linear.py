@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm, apply_linear, merge_terms, pad_terms
-from pyro_silent.random_tensor.rows import multiplied
+from pyro_silent.random_tensor.rows import multiplied, product_terms
 from pyro_silent.random_tensor.rules.structural import permuted, selected, unsqueezed
 from pyro_silent.random_tensor.rules.table import rule
-from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 
 def matrix_product(input: Any, other: Any) -> Affine:
@@ -67,23 +68,20 @@ def rmatmul(input: Any, other: Any) -> Affine:
 
 @rule("linear")
 def linear(input: Any, weight: Any, bias: Any = None) -> Affine:
-    """``x @ weight.T + bias``; random weights on plain inputs too."""
+    """``x @ weight.T + bias``, at most one of x and weight random."""
     if isinstance(weight, RandomTensor):
         result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
-    elif not isinstance(input, RandomTensor):
-        return _plus(Affine(torch.nn.functional.linear(input, weight), ()), bias)
-    else:
-        form = affine_of(input)
-        if weight.dim() == 1 or form.offset.dim() == 1:
-            result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
-        else:
-            offset = torch.nn.functional.linear(
-                form.offset, weight, None if isinstance(bias, RandomTensor) else bias
-            )
-            result = multiplied(form, offset, weight.mT)
-            if not isinstance(bias, RandomTensor):
-                return result
-    return result if bias is None else _plus(result, bias)
+        return result if bias is None else _plus(result, bias)
+    plain_bias = None if isinstance(bias, RandomTensor) else bias
+    if not isinstance(input, RandomTensor):
+        return _plus(constant(F.linear(input, weight)), bias)
+    form = affine_of(input)
+    offset = F.linear(form.offset, weight, plain_bias)
+    if form.offset.dim() == 1 or weight.dim() == 1:
+        result = matrix_product(input, weight.mT if weight.dim() > 1 else weight)
+        return result if bias is None else _plus(result, bias)
+    result = Affine.deferred(offset, lambda: product_terms(form, offset, weight.mT), (form,))
+    return result if plain_bias is bias else _plus(result, bias)
 
 
 def _plus(form: Affine, other: Any) -> Affine:

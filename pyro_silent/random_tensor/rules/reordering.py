@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_silent.random_tensor.affine import Affine, NoForm, restructure
+from pyro_silent.random_tensor.affine import Affine, NoForm, Plan, restructure
 from pyro_silent.random_tensor.rules.joining import spelled_out, zero_filled
 from pyro_silent.random_tensor.rules.structural import (
     as_tuple,
@@ -30,7 +29,7 @@ def along(form: Affine, dim: int, index: Tensor) -> Affine:
         return tensor if tensor.size(dim) == 1 else tensor.index_select(dim, index)
 
     dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
-    return restructure(form, form.offset.index_select(dim, index), move, dim_map)
+    return restructure(form, form.offset.index_select(dim, index), lambda: Plan(move, dim_map))
 
 
 def _reordered(name: str, function: Any) -> None:
@@ -53,8 +52,9 @@ def flip(form: Affine, *args: Any, dims: Any = ()) -> Affine:
 def roll(form: Affine, shifts: Any, dims: Any = None) -> Affine:
     """Dims rotated."""
     if dims is None or (isinstance(dims, (tuple, list)) and not dims):
-        flat = reshaped(form, torch.Size([math.prod(form.shape)]))
-        return reshaped(roll(flat, shifts, 0), form.shape)
+        flat = reshaped(form, form.offset.reshape(-1))
+        turned = roll(flat, shifts, 0)
+        return reshaped(turned, turned.offset.reshape(form.shape))
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
     dims = [dims] if isinstance(dims, int) else list(dims)
     for shift, dim in zip(shifts, dims):
@@ -94,7 +94,7 @@ def tile(form: Affine, *dims: Any) -> Affine:
 def repeat_interleave(form: Affine, repeats: Any, dim: Any = None, **ignored: Any) -> Affine:
     """Each element repeated."""
     if dim is None:
-        form, dim = reshaped(form, torch.Size([math.prod(form.shape)])), -1
+        form, dim = reshaped(form, form.offset.reshape(-1)), -1
     d = negative(dim, form.offset.dim())
     grid = torch.arange(form.shape[d], device=form.offset.device)
     return picked_along(form, d, grid.repeat_interleave(repeats))
@@ -150,7 +150,7 @@ def moved_elements(input: RandomTensor, function: Any) -> Affine:
         moved = torch.stack([function(row) for row in flat])
         return moved.reshape(*tensor.shape[:leading], *moved.shape[1:])
 
-    return restructure(spelled_out(form), offset, move, {})
+    return restructure(spelled_out(form), offset, lambda: Plan(move, {}))
 
 
 def _register_movers() -> None:

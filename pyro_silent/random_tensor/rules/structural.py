@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.affine import Affine, NoForm, pad_terms, restructure
+from pyro_silent.random_tensor.affine import Affine, NoForm, Plan, pad_terms, restructure
 from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
@@ -41,7 +41,7 @@ def permuted(form: Affine, order: Sequence[int]) -> Affine:
     def move(tensor: Tensor, leading: int) -> Tensor:
         return tensor.permute((*range(leading), *(dim + num_dims + leading for dim in order)))
 
-    return restructure(form, form.offset.permute(tuple(order)), move, dim_map)
+    return restructure(form, form.offset.permute(tuple(order)), lambda: Plan(move, dim_map))
 
 
 @rule("permute")
@@ -123,25 +123,36 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
     return groups
 
 
-def reshaped(form: Affine, shape: torch.Size) -> Affine:
-    """The form in another shape; runs of dims that are not mixed stay aligned and compact."""
-    old = form.shape
-    groups, dim_map = _reshape_plan(old, shape)
+def reshaped(form: Affine, offset: Tensor) -> Affine:
+    """The form in its mean's new shape; runs of dims that are not mixed stay aligned and compact."""
 
-    def move(tensor: Tensor, leading: int) -> Tensor:
-        lead = tensor.shape[:leading]
-        dims = tensor.shape[leading:]
-        full, out = list(dims), [1] * len(shape)
-        for inputs, outputs in groups:
-            if all(dims[d] == 1 for d in inputs):
-                continue
-            for d in inputs:
-                full[d] = old[d]
-            for d in outputs:
-                out[d] = shape[d]
-        return tensor.expand((*lead, *full)).reshape((*lead, *out))
+    def plan() -> Plan:
+        old, shape = form.shape, offset.shape
+        groups, dim_map = _reshape_plan(old, shape)
 
-    return restructure(form, form.offset.reshape(shape), move, dim_map)
+        def move(tensor: Tensor, leading: int) -> Tensor:
+            lead = tensor.shape[:leading]
+            dims = tensor.shape[leading:]
+            full, out = list(dims), [1] * len(shape)
+            for inputs, outputs in groups:
+                if all(dims[d] == 1 for d in inputs):
+                    continue
+                for d in inputs:
+                    full[d] = old[d]
+                for d in outputs:
+                    out[d] = shape[d]
+            return tensor.expand((*lead, *full)).reshape((*lead, *out))
+
+        return Plan(move, dim_map)
+
+    return restructure(form, offset, plan)
+
+
+def _shape_by_name(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    for name in ("size", "shape", "other", "dtype"):
+        if name in kwargs:
+            return (kwargs[name],), {}
+    return args, kwargs
 
 
 def _reshape(method: Callable) -> Callable:
@@ -151,13 +162,14 @@ def _reshape(method: Callable) -> Callable:
         if not isinstance(input, RandomTensor):
             # plain.view_as(random): only a shape is asked for
             return constant(input.reshape(args[0].shape))
-        if any(isinstance(arg, torch.dtype) for arg in args):
-            raise NoForm("viewing the bits as another dtype is not affine")
         form = affine_of(input)
-        if "size" in kwargs:
-            args, kwargs = (kwargs["size"],), {}
-        args = tuple(arg.shape if isinstance(arg, Tensor) else arg for arg in args)
-        return reshaped(form, method(form.offset, *args, **kwargs).shape)
+        if kwargs:
+            args, kwargs = _shape_by_name(args, kwargs)
+        if args and not isinstance(args[0], (int, tuple, list)):
+            if isinstance(args[0], torch.dtype):
+                raise NoForm("viewing the bits as another dtype is not affine")
+            args = (args[0].shape,)
+        return reshaped(form, method(form.offset, *args, **kwargs))
 
     return reshape
 
@@ -177,7 +189,7 @@ def unsqueezed(form: Affine, dim: int) -> Affine:
 
     num_dims = form.offset.dim()
     dim_map = {d: d - 1 if d <= dim else d for d in range(-num_dims, 0)}
-    return restructure(form, form.offset.unsqueeze(dim), move, dim_map)
+    return restructure(form, form.offset.unsqueeze(dim), lambda: Plan(move, dim_map))
 
 
 @rule("unsqueeze")
@@ -192,7 +204,7 @@ def squeeze(input: RandomTensor, dim: Any = None) -> Affine:
     """Dims of size 1 dropped."""
     form = affine_of(input)
     offset = form.offset.squeeze() if dim is None else form.offset.squeeze(dim)
-    return reshaped(form, offset.shape)
+    return reshaped(form, offset)
 
 
 def expanded(form: Affine, shape: Sequence[int]) -> Affine:
@@ -248,7 +260,7 @@ def sliced(form: Affine, dim: int, start: int, stop: int, step: int = 1) -> Affi
     index = [slice(None)] * form.offset.dim()
     index[dim] = piece
     dim_map = {d: d for d in range(-form.offset.dim(), 0) if d != dim}
-    return restructure(form, form.offset[tuple(index)], move, dim_map)
+    return restructure(form, form.offset[tuple(index)], lambda: Plan(move, dim_map))
 
 
 def selected(form: Affine, dim: int, position: int) -> Affine:
@@ -263,7 +275,7 @@ def selected(form: Affine, dim: int, position: int) -> Affine:
 
     num_dims = form.offset.dim()
     dim_map = {d: d if d > dim else d + 1 for d in range(-num_dims, 0) if d != dim}
-    return restructure(form, form.offset.select(dim, position), move, dim_map)
+    return restructure(form, form.offset.select(dim, position), lambda: Plan(move, dim_map))
 
 
 @rule("select")

@@ -18,7 +18,7 @@ from pyro_silent.random_tensor.affine import (
     move_axes,
     scale_terms,
 )
-from pyro_silent.random_tensor.rows import _lying_on, _scattered, _without_axes
+from pyro_silent.random_tensor.rows import lying_on, scattered, without_axes
 from pyro_silent.random_tensor.rules.structural import negative
 from pyro_silent.random_tensor.rules.table import rule
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
@@ -60,7 +60,7 @@ def summed(form: Affine, dims: Sequence[int], keepdim: bool, offset: Tensor) -> 
 def _sum_term(term: Term, dim: int, shape: torch.Size) -> Term:
     """The sum along one dim, which stays with size 1."""
     num_dims = len(shape)
-    lying = _lying_on(term, dim)
+    lying = lying_on(term, dim)
     if lying:
         return _sum_rows(term, lying, dim, shape)
     if lying is None:
@@ -76,7 +76,7 @@ def _sum_term(term: Term, dim: int, shape: torch.Size) -> Term:
 def _sum_rows(term: Term, lying: Sequence[int], dim: int, shape: torch.Size) -> Term:
     """Sum along a dim on which source axes lie: the dim becomes their leading dims."""
     num_dims = len(shape)
-    axes = _without_axes(term, lying)
+    axes = without_axes(term, lying)
     if term.coefficient is None and len(lying) == 1 and isinstance(term.axes[lying[0]], int):
         before = sum(axis is None for axis in axes[: lying[0]])
         size = [1] * (sum(axis is None for axis in axes) + num_dims)
@@ -86,7 +86,7 @@ def _sum_rows(term: Term, lying: Sequence[int], dim: int, shape: torch.Size) -> 
     full = list(coefficient.shape)
     full[dim] = shape[dim]
     rows = coefficient.expand(full).unsqueeze(0).transpose(0, dim).contiguous()
-    return Term(term.source, axes, _scattered(term, lying, rows, num_dims))
+    return Term(term.source, axes, scattered(term, lying, rows, num_dims))
 
 
 def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[list[int], bool]:
