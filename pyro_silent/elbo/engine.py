@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
@@ -18,16 +17,17 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
-from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, innermost, negative_entropy
+from pyro_silent.elbo.divergence import is_random, use_closed_divergences
+from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, negative_entropy
 from pyro_silent.errors import (
     ConfigurationError,
     IntractableError,
     PyroSilentError,
     SampledSiteWarning,
 )
-from pyro_silent.expectation.coercion import random_parameters
+from pyro_silent.expectation.coercion import check_plain_parameters, random_parameters
 from pyro_silent.expectation.registry import expected_log_prob
-from pyro_silent.random_tensor.draw import Draw, random_parameters_of
+from pyro_silent.random_tensor.draw import Draw
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -94,9 +94,9 @@ class TreatmentELBO(ELBO):
         particle = Particle(
             prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), Draw(), []
         )
+        use_closed_divergences(particle.model_trace, particle.guide_trace)
         self._score_guide(particle, messenger.treated)
         self._score_model(particle)
-        use_closed_divergences(particle.model_trace, particle.guide_trace)
         if is_validation_enabled():
             for trace in (particle.model_trace, particle.guide_trace):
                 for site in trace.nodes.values():
@@ -106,14 +106,14 @@ class TreatmentELBO(ELBO):
 
     def _score_model(self, particle: Particle) -> None:
         for site in particle.model_trace.nodes.values():
-            if site["type"] == "sample" and _is_random(site):
+            if site["type"] == "sample" and "log_prob" not in site and is_random(site):
                 log_prob = self._expect(site, particle, 1)
                 _set_log_prob(site, log_prob, particle.draw)
         particle.model_trace.compute_log_prob()
 
     def _score_guide(self, particle: Particle, treated: dict[str, Treated]) -> None:
         for name, site in particle.guide_trace.nodes.items():
-            if site["type"] != "sample" or not _is_random(site):
+            if site["type"] != "sample" or "log_prob" in site or not is_random(site):
                 continue
             entropy_from = treated[name].entropy_from if name in treated else None
             if entropy_from is not None:
@@ -134,7 +134,10 @@ class TreatmentELBO(ELBO):
             return expected_log_prob(fn, value)
         except IntractableError as error:
             self.on_intractable(site, error)
-        log_prob = draw.substitute(fn).log_prob(draw(value))
+        drawn = draw.substitute(fn)
+        if torch.distributions.Distribution._validate_args:
+            check_plain_parameters(drawn)
+        log_prob = drawn.log_prob(draw(value))
         scaled = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
         particle.sampled.append((_vectorized(site), sign * scaled.detach()))
         return log_prob
@@ -222,75 +225,6 @@ def _log_ratio(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
             if site["type"] == "sample":
                 ratio.add((_vectorized(site), sign * site["log_prob"].detach()))
     return ratio
-
-
-def _is_builtin(fn: Any) -> bool:
-    """Whether a distribution and all it wraps are torch's or Pyro's own classes, without a mask."""
-    while True:
-        if isinstance(fn, MaskedDistribution) or not type(fn).__module__.startswith(
-            ("torch.", "pyro.")
-        ):
-            return False
-        if not hasattr(fn, "base_dist"):
-            return True
-        fn = fn.base_dist
-
-
-def _latent_order(trace: Trace) -> list[str]:
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    ]
-
-
-def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
-    """Replace log p - log q of sampled sites by -KL(q || p) where torch knows it and it is allowed.
-
-    The prior's parameters may depend on the latents before the site in the *model*. If all of those come
-    before it in the guide as well, none of them depends on the site's own value, so the expectation
-    over that value alone is the divergence. Scales must be equal and nothing masked: the two terms
-    then enter the ELBO alike. A Delta is left out: Pyro's divergence drops its log_density; and so are
-    users' own classes, whose density torch's table of divergences would not see.
-    """
-    model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
-    for name in guide_order:
-        if name not in model_trace.nodes or name not in model_order:
-            continue
-        site, prior = guide_trace.nodes[name], model_trace.nodes[name]
-        if _is_random(site) or _is_random(prior) or isinstance(innermost(site["fn"]), Delta):
-            continue
-        if site["mask"] is not None or prior["mask"] is not None:
-            continue
-        if site["scale"] is not prior["scale"] and not _equal_numbers(site, prior):
-            continue
-        if not (_is_builtin(site["fn"]) and _is_builtin(prior["fn"])):
-            continue
-        before = model_order[: model_order.index(name)]
-        if not set(before) <= set(guide_order[: guide_order.index(name)]):
-            continue
-        try:
-            divergence = torch.distributions.kl_divergence(site["fn"], prior["fn"])
-        except NotImplementedError:
-            continue
-        if divergence.shape != site["log_prob"].shape:
-            continue
-        scaled = scale_and_mask(-divergence, site["scale"], None)
-        prior["log_prob"], prior["log_prob_sum"] = scaled, scaled.sum()
-        zeros = torch.zeros_like(divergence)
-        site["log_prob"], site["log_prob_sum"] = zeros, zeros.sum()
-        site["score_parts"] = ScoreParts(zeros, site["score_parts"].score_function, 0.0)
-
-
-def _equal_numbers(a: dict, b: dict) -> bool:
-    scales = (a["scale"], b["scale"])
-    return all(isinstance(scale, (int, float)) for scale in scales) and scales[0] == scales[1]
-
-
-def _is_random(site: dict) -> bool:
-    return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
-        random_parameters_of(site["fn"])
-    )
 
 
 def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:

@@ -10,6 +10,7 @@ from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int,
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.random_tensor.draw import random_parameters_of
+from pyro_silent.random_tensor.tensor import latents_of
 
 _CHOICES = ("raise", "sample")
 
@@ -102,8 +103,14 @@ class SilentELBO(TreatmentELBO):
             treated = analytic(name, fn)
             if treated is not None:
                 return treated
-        if random_parameters_of(fn):
-            return conditional(name, fn)
+        parameters = random_parameters_of(fn)
+        if parameters:
+            reason = "its law is not a linear-Gaussian function of the latents"
+            if not silent:
+                parents = dict.fromkeys(n for t in parameters for n in latents_of(t))
+                named = ", ".join(map(repr, parents))
+                reason = f"it is sampled, so mark the latents it depends on as well: {named}"
+            return conditional(name, fn, reason)
         if silent:
             self._unknown_law(name, type(fn).__name__)
         return None

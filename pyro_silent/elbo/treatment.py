@@ -87,9 +87,9 @@ def analytic(name: str, fn: Distribution) -> Treated | None:
     return Treated(innermost(fn).loc + tensor_of(source), "analytic", centered)
 
 
-def conditional(name: str, fn: Distribution) -> Treated:
+def conditional(name: str, fn: Distribution, reason: str) -> Treated:
     """A site that depends on earlier latents beyond closed forms: it can only be drawn with them."""
-    return Treated(sampled_site(name, fn, user_location()), "conditional")
+    return Treated(sampled_site(name, fn, user_location(), reason), "conditional")
 
 
 class TreatmentMessenger(Messenger):

@@ -34,6 +34,8 @@ def check_plain_parameters(distribution: Distribution) -> None:
 
     :raises ValueError: as torch does for a parameter out of its range.
     """
+    if hasattr(distribution, "base_dist"):
+        check_plain_parameters(distribution.base_dist)
     for name, constraint in getattr(distribution, "arg_constraints", {}).items():
         value = vars(distribution).get(name)
         if value is None or isinstance(value, RandomTensor) or constraints.is_dependent(constraint):

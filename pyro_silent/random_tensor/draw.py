@@ -158,13 +158,13 @@ def sample_site(name: str, fn: Distribution, parameters: tuple) -> Tensor:
     raise RuntimeError("sample_site is evaluated by Draw")
 
 
-def sampled_site(name: str, fn: Distribution, location: str) -> RandomTensor:
-    """The value of a guide site that depends on earlier latents in a way that has no closed form."""
+def sampled_site(name: str, fn: Distribution, location: str, reason: str) -> RandomTensor:
+    """The value of a guide site that can only be drawn together with the latents it depends on."""
     parameters = tuple(random_parameters_of(fn))
     lost = next((t._lost for t in parameters if t._lost is not None), None)
     if lost is None:
         operation = f"pyro.sample({name!r}, {type(fn).__name__})"
-        lost = Lost(operation, location, "its law is not a linear-Gaussian function of the latents")
+        lost = Lost(operation, location, reason)
     call = Call(sample_site, (name, fn, parameters), {})
     blank = map_parameters(lambda t: torch.ones((), dtype=t.dtype, device=t.device), parameters)
     like = blank[0]

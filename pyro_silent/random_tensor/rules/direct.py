@@ -58,7 +58,7 @@ _VIEWS = (
     "transpose", "swapaxes", "swapdims", "t", "Tensor.T.__get__", "Tensor.mT.__get__", "movedim",
     "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "select", "narrow",
     "unbind", "split", "chunk", "tensor_split", "__getitem__", "diagonal", "detach", "contiguous",
-    "broadcast_tensors", "real", "imag", "to", "type_as",
+    "real", "imag", "to", "type_as",
 )  # fmt: skip
 
 

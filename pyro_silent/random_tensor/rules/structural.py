@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm, Plan, pad_terms, restructure
-from pyro_silent.random_tensor.rules.table import rule
+from pyro_silent.random_tensor.rules.table import functions, rule
 from pyro_silent.random_tensor.shapes import broadcast_shapes
-from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
+from pyro_silent.random_tensor.tensor import DIRECT, RandomTensor, affine_of, constant
 
 
 def as_tuple(dims: tuple) -> tuple:
@@ -230,14 +230,15 @@ def expand_as(input: Any, other: Tensor) -> Affine:
     return expanded(affine_of(input), other.shape)
 
 
-@rule("broadcast_tensors")
-def broadcast_tensors(*tensors: Any) -> list[Affine]:
-    """All expanded to their common shape."""
+def broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
+    """All expanded to their common shape, each by itself: what is plain stays plain."""
     items = as_tuple(tensors)
     shape = broadcast_shapes(*(item.shape for item in items))
-    return [
-        expanded(affine_of(t) if isinstance(t, RandomTensor) else constant(t), shape) for t in items
-    ]
+    return tuple(item if item.shape == shape else item.expand(shape) for item in items)
+
+
+for _function in functions("broadcast_tensors"):
+    DIRECT[_function] = broadcast_tensors
 
 
 def sliced(form: Affine, dim: int, start: int, stop: int, step: int = 1) -> Affine:

@@ -1,0 +1,105 @@
+"""Closed divergences: log p - log q of a latent site as -KL(q || p), where torch knows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_silent.elbo.treatment import innermost
+from pyro_silent.random_tensor.draw import random_parameters_of
+from pyro_silent.random_tensor.tensor import RandomTensor
+
+
+def is_random(site: dict) -> bool:
+    """Whether anything in the site's term is random."""
+    return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
+        random_parameters_of(site["fn"])
+    )
+
+
+def _latent_order(trace: Trace) -> list[str]:
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
+
+
+def _is_builtin(fn: Any) -> bool:
+    """Whether a distribution and all it wraps are torch's or Pyro's own classes, without a mask."""
+    while True:
+        if isinstance(fn, MaskedDistribution) or not type(fn).__module__.startswith(
+            ("torch.", "pyro.")
+        ):
+            return False
+        if not hasattr(fn, "base_dist"):
+            return True
+        fn = fn.base_dist
+
+
+def _enter_alike(site: dict, prior: dict) -> bool:
+    """Whether both terms enter the ELBO with the same scale, and no mask."""
+    if site["mask"] is not None or prior["mask"] is not None:
+        return False
+    scales = (site["scale"], prior["scale"])
+    if any(isinstance(scale, RandomTensor) for scale in scales):
+        return False
+    if all(isinstance(scale, (int, float)) for scale in scales):
+        return scales[0] == scales[1]
+    return scales[0] is scales[1]
+
+
+def _divergence(site: dict, prior: dict) -> Tensor | None:
+    """KL(q || p), or None where its parameters are random or torch does not know it."""
+    q, p = site["fn"], prior["fn"]
+    if not (_is_builtin(q) and _is_builtin(p)) or isinstance(innermost(q), Delta):
+        return None
+    if q.batch_shape != p.batch_shape or 0 in q.shape():
+        return None
+    if random_parameters_of(q) or random_parameters_of(p):
+        return None
+    try:
+        divergence = torch.distributions.kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return divergence if divergence.shape == q.batch_shape else None
+
+
+def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
+    """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
+
+    Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
+    scales, no mask). For a latent that is *sampled* there is one more condition: the prior's parameters
+    may depend on the latents before the site in the model, so all of those must come before it in the
+    guide as well; then none of them depends on the site's own value. A Delta is left out: Pyro's
+    divergence drops its log_density; and so are users' own classes, whose density torch's table of
+    divergences would not see.
+    """
+    model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
+    for name in guide_order:
+        if name not in model_order:
+            continue
+        site, prior = guide_trace.nodes[name], model_trace.nodes[name]
+        if not _enter_alike(site, prior):
+            continue
+        if not isinstance(site["value"], RandomTensor):
+            before = model_order[: model_order.index(name)]
+            if not set(before) <= set(guide_order[: guide_order.index(name)]):
+                continue
+        divergence = _divergence(site, prior)
+        if divergence is None:
+            continue
+        score: Any = 0.0
+        if not isinstance(site["value"], RandomTensor):
+            score = site["fn"].score_parts(site["value"]).score_function
+        log_ratio = scale_and_mask(-divergence, site["scale"], None)
+        zeros = torch.zeros_like(divergence)
+        prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()
+        site["log_prob"], site["log_prob_sum"] = zeros, zeros.sum()
+        site["score_parts"] = ScoreParts(zeros, score, 0.0)
