@@ -340,6 +340,35 @@ def test_negative_scale_in_the_model():
     assert "GreaterThan(lower_bound=0.0)" in message
 
 
+@pytest.mark.filterwarnings("ignore::pyro_silent.SampledSiteWarning")
+def test_negative_scale_beside_a_sampled_location():
+    """A plain parameter is checked whatever becomes of the others."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.tanh(), -1.0).to_event(1), obs=torch.zeros(3))
+
+    error, message = _errors(SilentELBO(intractable="sample"), model, gaussian_guide)
+    assert error is ValueError
+    assert "Expected parameter scale" in message
+
+
+@pytest.mark.filterwarnings("ignore::pyro_silent.SampledSiteWarning")
+def test_drawn_parameters_are_checked():
+    """As with Trace_ELBO, a draw outside the parameter's range is an error, not a NaN."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(0.0, z.tanh()).to_event(1), obs=torch.zeros(3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(-torch.ones(3), 0.01).to_event(1))
+
+    error, message = _errors(SilentELBO(intractable="sample"), model, guide)
+    assert error is _errors(Trace_ELBO(), model, guide)[0] is ValueError
+    assert "Expected parameter scale" in message
+
+
 def test_negative_scale_in_the_guide():
     def guide() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(3), -torch.ones(3)).to_event(1))

@@ -512,3 +512,29 @@ def test_auxiliary_guide_sites(kind):
         return -prior - entropy - expected_normal(x - mean, spread, 0.5).sum()
 
     assert_exact(model, guide, formula)
+
+
+def test_closed_divergence_from_a_prior_without_a_rule():
+    """E log Laplace has no rule of its own, but KL(Normal || Laplace) is known to torch."""
+    new_normal(z=3)
+    x = torch.randn(3)
+
+    def model() -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Laplace(0.2, 1.5))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide() -> None:
+        with pyro.plate("data", 3):
+            normal_site("z")
+
+    def formula() -> Tensor:
+        m, s = moments("z")
+        a = m - 0.2  # E|a + s e| = s sqrt(2/pi) exp(-a^2 / 2 s^2) + a erf(a / s sqrt 2)
+        ratio = a / s / 2**0.5
+        absolute = s * (2 / torch.pi) ** 0.5 * torch.exp(-(ratio**2)) + a * torch.erf(ratio)
+        prior = -absolute / 1.5 - torch.log(torch.tensor(3.0))
+        likelihood = expected_normal(x - m, s**2, 0.5)
+        return -(prior + normal_entropy(s) + likelihood).sum()
+
+    assert_exact(model, guide, formula)

@@ -195,7 +195,6 @@ OWN_WRITES = {
     "normal_": lambda z: z.normal_(),
     "clamp_": lambda z: z.clamp_(min=0),
     "relu inplace": lambda z: F.relu(z, inplace=True),
-    "dropout inplace": lambda z: F.dropout(z, 0.5, training=True, inplace=True),
     "resize_": lambda z: z.resize_(3, 2),
     "set_": lambda z: z.set_(torch.zeros(2, 3)),
     "data =": lambda z: setattr(z, "data", torch.zeros(2, 3)),
@@ -571,3 +570,14 @@ def test_shapes_are_plain_values():
     assert len(z) == 2 and z.shape[1] == 3 and z.numel() == 6 and z.stride() == (3, 1)
     assert torch.zeros_like(z).tolist() == [[0.0] * 3] * 2
     assert type(z.new_zeros(2)) is Tensor
+
+
+def test_dropout_in_place_retires_its_input():
+    """The mask is the program's own noise, a plain factor; the old tensor must not be used again."""
+    z = normal(2, 3) + 1
+    y = F.dropout(z, 0.5, training=True, inplace=True)
+    factor = mean(y)  # the mask over a mean of 1
+    assert set(factor.unique().tolist()) <= {0.0, 2.0}
+    assert torch.equal(variance(y), factor**2)
+    with pytest.raises(LeakError, match="changed in place"):
+        z + 1

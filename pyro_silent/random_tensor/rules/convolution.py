@@ -146,11 +146,12 @@ def _dropout(function: Callable) -> Callable:
     ) -> Any:
         if not training or p == 0:
             return input
-        if inplace:
-            retire(input)
         # The mask is the program's own noise: drawn once, a plain factor ever after.
         blank = torch.ones((), dtype=input.dtype, device=input.device).expand(input.shape)
-        return torch.mul(input, function(blank, p, True))
+        result = torch.mul(input, function(blank, p, True))
+        if inplace:
+            retire(input)
+        return result
 
     return dropout
 
