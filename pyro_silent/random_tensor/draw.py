@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform
 
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import (
-    LEAVES,
+    CACHES,
     Call,
     Lost,
     RandomTensor,
@@ -20,9 +20,6 @@ from pyro_silent.random_tensor.tensor import (
     opaque,
     random_tensors,
 )
-
-_CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
-"""Attributes in which transforms remember each other and their last value."""
 
 
 def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
@@ -36,13 +33,13 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
         changed = {
             key: new
             for key, old in vars(value).items()
-            if key not in _CACHES and (new := map_parameters(function, old)) is not old
+            if key not in CACHES and (new := map_parameters(function, old)) is not old
         }
         if not changed:
             return value
         value = copy.copy(value)
         vars(value).update(changed)
-        for key in _CACHES & vars(value).keys():
+        for key in CACHES & vars(value).keys():
             setattr(value, key, None)
         return value
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
@@ -55,24 +52,7 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
 
 def random_parameters_of(distribution: Any) -> list[RandomTensor]:
     """The random tensors among a distribution's parameters, however deep."""
-    found: list[RandomTensor] = []
-    _collect(distribution, found)
-    return found
-
-
-def _collect(value: Any, found: list[RandomTensor]) -> None:
-    kind = type(value)
-    if kind in LEAVES:
-        return
-    if kind is RandomTensor:
-        found.append(value)
-    elif isinstance(value, (Distribution, Transform)):
-        for key, item in vars(value).items():
-            if key not in _CACHES:
-                _collect(item, found)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
+    return random_tensors(distribution)
 
 
 class Draw:

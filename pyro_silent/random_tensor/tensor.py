@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Transform
 from torch.overrides import resolve_name
 
 from pyro_silent.errors import LeakError, user_location
@@ -312,7 +313,7 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def random_tensors(value: Any) -> list[RandomTensor]:
-    """All random tensors in a nest of arguments."""
+    """All random tensors in a nest of arguments, distributions and transforms."""
     found: list[RandomTensor] = []
     _collect(value, found)
     return found
@@ -323,12 +324,20 @@ LEAVES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None
 """Types of arguments that hold no random tensor: most arguments, told by one look."""
 
 
+CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
+"""Attributes in which transforms remember each other and their last value."""
+
+
 def _collect(value: Any, found: list[RandomTensor]) -> None:
     kind = type(value)
     if kind in LEAVES:
         return
     if kind is RandomTensor:
         found.append(value)
+    elif isinstance(value, (Distribution, Transform)):
+        for key, item in vars(value).items():
+            if key not in CACHES:
+                _collect(item, found)
     elif isinstance(value, (tuple, list)):
         for item in value:
             _collect(item, found)

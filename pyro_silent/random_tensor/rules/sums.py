@@ -89,14 +89,17 @@ def _sum_rows(term: Term, lying: Sequence[int], dim: int, shape: torch.Size) -> 
     return Term(term.source, axes, scattered(term, lying, rows, num_dims))
 
 
-def _reduction(dims: tuple, dim: Any, keepdim: bool, num_dims: int) -> tuple[list[int], bool]:
-    """Dims given one by one, as a sequence, or by name; keepdim may come by position."""
+def _reduction(
+    input: RandomTensor, dims: tuple, dim: Any, keepdim: bool, dtype: Any
+) -> tuple[Affine, list[int], bool]:
+    """The form and the dims, given one by one, as a sequence or by name; keepdim may be positional."""
+    form = affine_of(input if dtype is None else input.to(dtype))
     given = list(dims)
     if len(given) == 2 and isinstance(given[1], bool):
         keepdim = given.pop()
     if given:
         dim = given[0] if len(given) == 1 else given
-    return normalized_dims(dim, num_dims), keepdim
+    return form, normalized_dims(dim, form.offset.dim()), keepdim
 
 
 @rule("sum")
@@ -104,8 +107,7 @@ def sum_(
     input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
     """Sums over dims."""
-    form = affine_of(input if dtype is None else input.to(dtype))
-    over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
+    form, over, keepdim = _reduction(input, dims, dim, keepdim, dtype)
     if not over:
         return form
     return summed(form, over, keepdim, form.offset.sum(over, keepdim=keepdim))
@@ -116,8 +118,7 @@ def mean(
     input: RandomTensor, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Affine:
     """Averages over dims."""
-    form = affine_of(input if dtype is None else input.to(dtype))
-    over, keepdim = _reduction(dims, dim, keepdim, form.offset.dim())
+    form, over, keepdim = _reduction(input, dims, dim, keepdim, dtype)
     if not over:
         return form
     count = math.prod(form.shape[d] for d in over)
