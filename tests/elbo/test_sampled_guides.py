@@ -306,3 +306,16 @@ def test_closed_divergences_are_not_used_under_different_masks(opted_out):
     entropy = normal_entropy(s) * in_guide.sum()
     truth = -prior - entropy - expected_normal(X - m, s**2, 0.5).sum()
     check(model, guide, truth)
+
+
+def test_closed_divergences_need_bijective_transforms():
+    """|N(-1, 1)| and |N(1, 1)| are one law, although the laws under the fold are not."""
+
+    def program(loc: float):
+        def run() -> None:
+            fn = dist.FoldedDistribution(dist.Normal(torch.tensor(loc), 1.0))
+            pyro.sample("z", fn, infer={"silent": False})
+
+        return run
+
+    assert SilentELBO().loss(program(1.0), program(-1.0)) == pytest.approx(0.0, abs=1e-12)
