@@ -11,8 +11,11 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_silent.elbo.treatment import innermost
+from pyro_silent.elbo.treatment import innermost, negative_entropy
+from pyro_silent.errors import IntractableError
+from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.draw import random_parameters_of
+from pyro_silent.random_tensor.latent import random_tensor
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -21,6 +24,20 @@ def is_random(site: dict) -> bool:
     return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
         random_parameters_of(site["fn"])
     )
+
+
+_LEFT_OUT = (
+    # Pyro's divergence drops its log_density.
+    Delta,
+    # torch compares the bases, which is wrong where the transform is not one-to-one.
+    torch.distributions.TransformedDistribution,
+)
+
+_DISCRETE = (
+    torch.distributions.Bernoulli,
+    torch.distributions.Categorical,
+    torch.distributions.OneHotCategorical,
+)
 
 
 def _latent_order(trace: Trace) -> list[str]:
@@ -58,17 +75,26 @@ def _enter_alike(site: dict, prior: dict) -> bool:
 def _divergence(site: dict, prior: dict) -> Tensor | None:
     """KL(q || p), or None where its parameters are random or torch does not know it."""
     q, p = site["fn"], prior["fn"]
-    if not (_is_builtin(q) and _is_builtin(p)) or isinstance(innermost(q), Delta):
+    if not (_is_builtin(q) and _is_builtin(p)):
+        return None
+    if isinstance(innermost(q), _LEFT_OUT) or isinstance(innermost(p), _LEFT_OUT):
         return None
     if q.batch_shape != p.batch_shape or 0 in q.shape():
         return None
     if random_parameters_of(q) or random_parameters_of(p):
         return None
     try:
-        divergence = torch.distributions.kl_divergence(q, p)
-    except NotImplementedError:
+        divergence = _closed_form(q, p)
+    except (NotImplementedError, IntractableError):
         return None
     return divergence if divergence.shape == q.batch_shape else None
+
+
+def _closed_form(q: Any, p: Any) -> Tensor:
+    if not isinstance(innermost(q), _DISCRETE):
+        return torch.distributions.kl_divergence(q, p)
+    # torch's formulas give inf where a probability rounds to 0 or 1; ours work with logits.
+    return negative_entropy(q) - expected_log_prob(p, random_tensor(q))
 
 
 def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
@@ -77,9 +103,8 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
     scales, no mask). For a latent that is *sampled* there is one more condition: the prior's parameters
     may depend on the latents before the site in the model, so all of those must come before it in the
-    guide as well; then none of them depends on the site's own value. A Delta is left out: Pyro's
-    divergence drops its log_density; and so are users' own classes, whose density torch's table of
-    divergences would not see.
+    guide as well; then none of them depends on the site's own value. Left out are laws for which the
+    table of divergences is wrong or loses digits, and users' own classes, whose density it does not see.
     """
     model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
     for name in guide_order:
