@@ -8,6 +8,7 @@ asked for; the last column is the rule with them, each time anew, and has no tar
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -98,7 +99,8 @@ def main() -> int:
             }
             times = time_in_turn(calls, arguments.rounds, arguments.calls_per_round)
             microseconds = {key: 1e6 * value for key, value in median_times(times).items()}
-            overhead = microseconds["random"] - microseconds["plain"]
+            differences = [a - b for a, b in zip(times["random"], times["plain"], strict=True)]
+            overhead = 1e6 * statistics.median(differences)
             figures[f"{name}, {kind}"] = {**microseconds, "overhead": overhead}
             rows.append(
                 [
