@@ -32,10 +32,32 @@ def sum_rightmost(tensor: Tensor, num_dims: int) -> Tensor:
 
 def compact(tensor: Tensor) -> Tensor:
     """Undo ``expand``: dims along which a tensor was merely repeated get size 1."""
+    base = tensor._base
+    if base is not None and _repeats(tensor, base):
+        # What it was expanded from: narrowing would make autograd fill and sum the whole shape.
+        return pad_dims(base, 0, tensor.dim() - base.dim())
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
     return tensor
+
+
+def _repeats(tensor: Tensor, base: Tensor) -> bool:
+    """Whether a view shows the very elements of its base, repeated along new dims or dims of size 1."""
+    num_new = tensor.dim() - base.dim()
+    if num_new < 0 or base.requires_grad != tensor.requires_grad or base.dtype != tensor.dtype:
+        return False
+    strides = tensor.stride()
+    return (
+        tensor.storage_offset() == base.storage_offset()
+        and not any(strides[:num_new])
+        and all(
+            (size == full and own == stride) or (size == 1 and (stride == 0 or full == 1))
+            for size, full, own, stride in zip(
+                base.shape, tensor.shape[num_new:], base.stride(), strides[num_new:]
+            )
+        )
+    )
 
 
 def pad_dims(tensor: Tensor, num_leading: int, num_new: int) -> Tensor:
