@@ -33,9 +33,10 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.examples-installed
-	@set -e; for script in $(BENCHMARKS); do \
-	    echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(SMOKE),--smoke-test) $(ARGS); \
-	done
+	@status=0; for script in $(BENCHMARKS); do \
+	    echo "== $$script"; \
+	    OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(SMOKE),--smoke-test) $(ARGS) || status=1; \
+	done; exit $$status
 
 clean:
 	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
