@@ -42,7 +42,8 @@ class SilentELBO(TreatmentELBO):
     :param str intractable: ``"raise"``: a term without a closed form raises :class:`IntractableError`.
         ``"sample"``: just that term is estimated from one shared draw per particle, reparameterized
         where the latent allows, else by the score function. A latent whose value the program needs
-        (``if z > 0``) is sampled altogether. :class:`SampledSiteWarning` says so once per site.
+        (``if z > 0``) is sampled altogether, from then on wherever this loss meets a site of its name.
+        :class:`SampledSiteWarning` says so once per site.
     :param int quadrature_points: reserved for terms that are integrated numerically; none is yet.
     :param estimator: gradient estimator of discrete latents in sampled terms. Only None (the unbiased
         score function) is available yet.
