@@ -148,7 +148,6 @@ class TreatmentELBO(ELBO):
         """The particle's -ELBO, and a surrogate whose gradient estimates its gradient."""
         model_trace, guide_trace, draw, sampled = particle
         elbo: Any = 0.0
-        surrogate: Any = 0.0
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
                 elbo = elbo + site["log_prob_sum"]

@@ -199,6 +199,16 @@ def _size(operands: Sequence[Operand], dropped: Sequence[int]) -> int:
     return math.prod(n for label, n in sizes.items() if label not in dropped)
 
 
+def _matched(
+    a: Term, b: Term, count: int, num_dims: int, dtype: torch.dtype, weight: Operand | None
+) -> tuple[_Side, _Side, list[int | Tensor], list[Operand]]:
+    """Both sides at equal positions on the first ``count`` axes, and what weights their product."""
+    left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
+    masks: list[Operand] = []
+    axes = [_match(left, right, k, k + 1, masks, dtype) for k in range(count)]
+    return left, right, axes, ([weight] if weight else []) + masks
+
+
 def _pair(
     a: Term,
     b: Term,
@@ -211,12 +221,9 @@ def _pair(
     source = a.source
     results = []
     if source.diagonal is not None:
-        left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
-        masks: list[Operand] = []
-        axes = [_match(left, right, k, k + 1, masks, dtype) for k in range(len(source.shape))]
+        left, right, axes, rest = _matched(a, b, len(source.shape), num_dims, dtype, weight)
         diagonal = _moment(source.diagonal.to(dtype), axes, num_dims)
-        first = _coefficients(left, right) + ([weight] if weight else []) + masks
-        results.append(_fold([*first, diagonal], out))
+        results.append(_fold([*_coefficients(left, right), *rest, diagonal], out))
     if source.factor is not None:
         results.append(_factor_pair(a, b, num_dims, dtype, weight, out))
     return results
@@ -234,9 +241,7 @@ def _factor_pair(
     source = a.source
     assert source.factor is not None  # the caller's condition
     block = len(source.shape) - 1
-    left, right = _Side(a, num_dims, dtype), _Side(b, num_dims, dtype)
-    masks: list[Operand] = []
-    axes = [_match(left, right, k, k + 1, masks, dtype) for k in range(block)]
+    left, right, axes, rest = _matched(a, b, block, num_dims, dtype, weight)
     factors = []
     for side, label in ((left, block + 1), (right, block + 2)):
         axis = side.term.axes[block]
@@ -244,7 +249,7 @@ def _factor_pair(
             side.labels[block] = axis = label
         rank = [block + 3]
         factors.append(_moment(source.factor.to(dtype), [*axes, axis, *rank], num_dims))
-    first = _coefficients(left, right) + ([weight] if weight else []) + masks
+    first = _coefficients(left, right) + rest
     rank_label = block + 3
     outer = _size([*first, *factors], [rank_label, *_summed(first, factors, out)])
     inner = _size([*left.operands(), factors[0]], [block + 1])
@@ -262,7 +267,6 @@ def _factor_pair(
                 (right, factors[1], block + 2),
             )
         ]
-        rest = ([weight] if weight else []) + masks
         result = _fold([*projected, *rest], out)
     return result if source.sign > 0 else Operand(-result.tensor, result.labels)
 

@@ -80,7 +80,8 @@ class RandomTensor(Tensor):
     only as a program, which can be sampled but has no :func:`mean`. What would turn it into numbers
     (``bool``, ``float``, ``numpy``, in-place writes, ``out=``) raises :class:`LeakError`.
 
-    Cost: one rule takes about 10 us beside the torch function itself; coefficients have size 1 along
+    Cost: one rule takes 8 to 17 us beside the torch function (``examples/benchmarks/rule_overhead.py``);
+    coefficients have size 1 along
     every dim they do not depend on.
 
     Made by :func:`random_tensor` and by the losses, not by its constructor.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -95,3 +97,20 @@ def assert_entry_points_agree(elbo, model, guide, *args, seed: int = 3, **kwargs
     assert_close(differentiable, torch.tensor(loss), 1e-12, "differentiable_loss")
     for name, gradient in gradients_of(differentiable).items():
         assert_close(gradient, gradients[name], 1e-12, f"differentiable gradient of {name}")
+
+
+def gaussian_model(use: Callable[[Tensor], Any]) -> Callable[[], None]:
+    """A model that does something to its latent; a result of the latent's shape is the location."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        result = use(z)
+        loc = result if isinstance(result, Tensor) and result.shape == z.shape else z
+        pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=torch.zeros(3))
+
+    return model
+
+
+def gaussian_guide() -> None:
+    """A diagonal Gaussian for :func:`gaussian_model`."""
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.full((3,), 0.3)), 0.4).to_event(1))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import Tensor
 
 from pyro_silent import (
     ConfigurationError,
@@ -22,6 +20,7 @@ from pyro_silent import (
     SampledSiteWarning,
     SilentELBO,
 )
+from tests.elbo.agreement import gaussian_guide, gaussian_model
 
 P = pyro.param
 
@@ -72,20 +71,6 @@ def test_the_hierarchy_of_errors():
 
 
 # Pyro's own checks
-
-
-def gaussian_model(use: Callable[[Tensor], Any]) -> Callable[[], None]:
-    def model() -> None:
-        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        result = use(z)
-        loc = result if isinstance(result, Tensor) and result.shape == z.shape else z
-        pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=torch.zeros(3))
-
-    return model
-
-
-def gaussian_guide() -> None:
-    pyro.sample("z", dist.Normal(P("loc", torch.full((3,), 0.3)), 0.4).to_event(1))
 
 
 def _errors(elbo, model, guide) -> tuple[type, str]:

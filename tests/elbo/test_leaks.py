@@ -21,25 +21,11 @@ from pyro_silent import (
     SampledSiteWarning,
     SilentELBO,
 )
-from tests.elbo.agreement import new_parameters
+from tests.elbo.agreement import gaussian_guide, gaussian_model, new_parameters
 from tests.elbo.chance import assert_unbiased
 from tests.formulas import expected_normal, kl_normal, standard_normal_grid
 
 P = pyro.param
-
-
-def gaussian_model(use: Callable[[Tensor], Any]) -> Callable[[], None]:
-    def model() -> None:
-        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        result = use(z)
-        loc = result if isinstance(result, Tensor) and result.shape == z.shape else z
-        pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=torch.zeros(3))
-
-    return model
-
-
-def gaussian_guide() -> None:
-    pyro.sample("z", dist.Normal(P("loc", torch.full((3,), 0.3)), 0.4).to_event(1))
 
 
 def branch(z: Tensor) -> Any:
