@@ -1,10 +1,15 @@
-"""Handwritten digits as tensors: 5,000 that come with a package, or full sets from IDX files."""
+"""The real data of the examples as tensors; all of it ships with installed packages.
+
+Tables are in torch's default dtype, covariates standardised to mean zero and deviation one. Digits
+are float32: 5,000 that come with a package, or full sets from IDX files.
+"""
 
 from __future__ import annotations
 
 import gzip
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +19,117 @@ _TRAIN_PER_CLASS, _TEST_PER_CLASS = 400, 100
 _SPLIT_SEED = 20240501
 _IDX_FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
 _IDX_UNSIGNED_BYTES = 0x08
+
+
+class Regression(NamedTuple):
+    """Covariates ``[n, k]``, responses ``[n]``, and the covariates' names."""
+
+    covariates: torch.Tensor
+    response: torch.Tensor
+    names: tuple[str, ...]
+
+
+class GroupedCounts(NamedTuple):
+    """Covariates ``[n, k]``, counts ``[n]``, the group ``[n]`` of each row; names of both."""
+
+    covariates: torch.Tensor
+    counts: torch.Tensor
+    groups: torch.Tensor
+    names: tuple[str, ...]
+    group_names: tuple[str, ...]
+
+
+class Matrix(NamedTuple):
+    """The observed entries of a matrix: row, column and value, each ``[n]``; and its shape."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+    shape: tuple[int, int]
+
+
+def load_eight_schools() -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimated effect of coaching in eight schools and its standard error (Rubin 1981)."""
+    effects = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    standard_errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    return effects, standard_errors
+
+
+def load_breast_cancer() -> Regression:
+    """Whether each of 569 tumours is benign (1) or malignant (0); 30 measurements of its cells."""
+    from sklearn.datasets import load_breast_cancer as load
+
+    data = load()
+    names = tuple(map(str, data.feature_names))
+    return Regression(_standardised(data.data), _tensor(data.target), names)
+
+
+def load_doctor_visits() -> GroupedCounts:
+    """Visits to a doctor in the RAND Health Insurance Experiment: 20,190 person-years.
+
+    The groups are the 20 cells of coinsurance rate (0, 25, 50, 95, 100 %) by self-rated health.
+    """
+    from statsmodels.datasets import randhie
+
+    table = randhie.load_pandas().data
+    rates, plan = np.unique(table["lncoins"], return_inverse=True)
+    health = table["hlthg"] + 2 * table["hlthf"] + 3 * table["hlthp"]
+    names = ("idp", "lpi", "fmde", "physlm", "disea")
+    group_names = tuple(
+        f"{math.expm1(rate):.0f} % coinsurance, {level} health"
+        for rate in rates
+        for level in ("excellent", "good", "fair", "poor")
+    )
+    groups = torch.tensor(4 * plan + health.to_numpy())
+    covariates = _standardised(table[list(names)].to_numpy())
+    return GroupedCounts(covariates, _tensor(table["mdvis"]), groups, names, group_names)
+
+
+def load_stack_loss() -> Regression:
+    """Ammonia lost by a plant on 21 days, a classic with outliers (Brownlee 1965)."""
+    from statsmodels.datasets import stackloss
+
+    data = stackloss.load_pandas()
+    names = tuple(name.lower() for name in data.exog_name)
+    return Regression(_standardised(data.exog.to_numpy()), _tensor(data.endog), names)
+
+
+def load_food_expenditure() -> Regression:
+    """Income and food expenditure of 235 households in Belgian francs (Engel 1857).
+
+    The spread of the expenditure grows with the income.
+    """
+    from statsmodels.datasets import engel
+
+    table = engel.load_pandas().data
+    return Regression(_standardised(table[["income"]]), _tensor(table["foodexp"]), ("income",))
+
+
+def load_nile() -> torch.Tensor:
+    """Yearly flow of the Nile at Aswan, 1871 to 1970, in 1e8 cubic metres: ``[100]``."""
+    from statsmodels.datasets import nile
+
+    return _tensor(nile.load_pandas().data["volume"])
+
+
+def load_fertility() -> Matrix:
+    """Births per woman in 219 countries and regions, 1960 to 2013, where they are known."""
+    from statsmodels.datasets import fertility
+
+    table = fertility.load_pandas().data
+    years = [name for name in table.columns if name.isdigit()]
+    births = table[years].to_numpy(dtype=np.float64)
+    rows, columns = np.nonzero(~np.isnan(births))
+    values = _tensor(births[rows, columns])
+    return Matrix(torch.tensor(rows), torch.tensor(columns), values, births.shape)
+
+
+def load_iris() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four measurements of 150 flowers, standardised, ``[150, 4]``, and their species 0, 1, 2."""
+    from sklearn.datasets import load_iris as load
+
+    data = load()
+    return _standardised(data.data), torch.tensor(data.target)
 
 
 def load_digits(data_dir: str | Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +204,12 @@ def _load_packaged() -> tuple[torch.Tensor, torch.Tensor]:
 def _to_unit_interval(pixels: np.ndarray) -> torch.Tensor:
     grey = torch.tensor(pixels, dtype=torch.float32) / 255
     return grey.reshape(len(grey), -1)
+
+
+def _tensor(values: object) -> torch.Tensor:
+    return torch.tensor(np.asarray(values), dtype=torch.get_default_dtype())
+
+
+def _standardised(values: object) -> torch.Tensor:
+    columns = np.asarray(values, dtype=np.float64)
+    return _tensor((columns - columns.mean(0)) / columns.std(0))
