@@ -113,12 +113,13 @@ def load_nile() -> torch.Tensor:
 
 
 def load_fertility() -> Matrix:
-    """Births per woman in 219 countries and regions, 1960 to 2013, where they are known."""
+    """Births per woman in 210 countries and regions, 1960 to 2011, where they are known."""
     from statsmodels.datasets import fertility
 
     table = fertility.load_pandas().data
     years = [name for name in table.columns if name.isdigit()]
-    births = table[years].to_numpy(dtype=np.float64)
+    table = table[years].dropna(axis="index", how="all").dropna(axis="columns", how="all")
+    births = table.to_numpy(dtype=np.float64)
     rows, columns = np.nonzero(~np.isnan(births))
     values = _tensor(births[rows, columns])
     return Matrix(torch.tensor(rows), torch.tensor(columns), values, births.shape)
