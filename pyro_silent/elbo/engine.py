@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
@@ -18,30 +18,50 @@ from pyro.util import check_if_enumerated, check_model_guide_match, check_site_s
 from torch import Tensor
 
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
-from pyro_silent.elbo.treatment import Treated, TreatmentMessenger, negative_entropy
+from pyro_silent.elbo.finite import check_finite
+from pyro_silent.elbo.run import run
+from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
 from pyro_silent.errors import (
     ConfigurationError,
     IntractableError,
     PyroSilentError,
     SampledSiteWarning,
 )
-from pyro_silent.expectation.coercion import check_plain_parameters, random_parameters
+from pyro_silent.expectation.coercion import check_plain_parameters
+from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.draw import Draw
+from pyro_silent.random_tensor.moments import mean
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
+
+
+class Record(NamedTuple):
+    """How the term of one site was found.
+
+    :ivar methods: empty for a closed form; else "divergence" (a closed KL in place of both terms),
+        "plain" (nothing random in it), "sampled", or what the expectation noted of itself.
+    :ivar error: why it is sampled.
+    """
+
+    methods: list[str]
+    error: IntractableError | None = None
 
 
 class Particle(NamedTuple):
     """What one run of guide and model left: traces whose sites carry their expected log densities.
 
     :ivar sampled: terms evaluated at the shared draw: ``(plates, signed log density)``.
+    :ivar treated: guide sites whose value was chosen for them.
+    :ivar records: by ``("model" or "guide", site name)``, one for each sample site.
     """
 
     model_trace: Trace
     guide_trace: Trace
     draw: Draw
     sampled: list[tuple[Any, Tensor]]
+    treated: dict[str, Treated]
+    records: dict[tuple[str, str], Record]
 
 
 def check_positive_int(argument: str, value: Any) -> None:
@@ -76,26 +96,21 @@ class TreatmentELBO(ELBO):
     # Traces
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
-        if isinstance(poutine.unwrap(guide), poutine.messenger.Messenger):
-            raise ConfigurationError(
-                f"guide: got a GuideMessenger ({type(poutine.unwrap(guide)).__name__}), expected a "
-                "callable guide; write AutoNormal, AutoDiagonalNormal or a function."
-            )
         messenger = TreatmentMessenger(self.treat)
-        with random_parameters():
-            with messenger:
-                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
-                *args, **kwargs
-            )
+        model_trace, guide_trace = run(model, guide, messenger, args, kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
             check_if_enumerated(guide_trace)
         particle = Particle(
-            prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace), Draw(), []
+            prune_subsample_sites(model_trace),
+            prune_subsample_sites(guide_trace),
+            Draw(),
+            [],
+            messenger.treated,
+            {},
         )
         use_closed_divergences(particle.model_trace, particle.guide_trace)
-        self._score_guide(particle, messenger.treated)
+        self._score_guide(particle)
         self._score_model(particle)
         if is_validation_enabled():
             for trace in (particle.model_trace, particle.guide_trace):
@@ -105,48 +120,44 @@ class TreatmentELBO(ELBO):
         return particle
 
     def _score_model(self, particle: Particle) -> None:
-        for site in particle.model_trace.nodes.values():
-            if site["type"] == "sample" and "log_prob" not in site and is_random(site):
-                log_prob = self._expect(site, particle, 1)
-                _set_log_prob(site, log_prob, particle.draw)
+        for name, site in particle.model_trace.nodes.items():
+            if site["type"] == "sample" and not _needs_no_score("model", name, site, particle):
+                self._score("model", site, particle)
         particle.model_trace.compute_log_prob()
 
-    def _score_guide(self, particle: Particle, treated: dict[str, Treated]) -> None:
+    def _score_guide(self, particle: Particle) -> None:
         for name, site in particle.guide_trace.nodes.items():
-            if site["type"] != "sample" or "log_prob" in site or not is_random(site):
-                continue
-            entropy_from = treated[name].entropy_from if name in treated else None
-            if entropy_from is not None:
-                log_prob = negative_entropy(entropy_from).expand(site["fn"].batch_shape)
-            else:
-                log_prob = self._expect(site, particle, -1)
-            _set_log_prob(site, log_prob, particle.draw)
-            site["score_parts"] = ScoreParts(site["log_prob"], 0.0, site["log_prob"])
+            if site["type"] == "sample" and not _needs_no_score("guide", name, site, particle):
+                self._score("guide", site, particle)
+                site["score_parts"] = ScoreParts(site["log_prob"], 0.0, site["log_prob"])
         particle.guide_trace.compute_score_parts()
 
-    def _expect(self, site: dict, particle: Particle, sign: int) -> Tensor:
+    def _score(self, kind: str, site: dict, particle: Particle) -> None:
         """The expected log density of one site, or its value at the shared draw."""
-        fn, value, draw = site["fn"], site["value"], particle.draw
-        try:
-            if isinstance(site["scale"], RandomTensor) or isinstance(site["mask"], RandomTensor):
-                raise IntractableError("its scale or mask is random", operation="poutine.scale")
-            _check_support(fn, value)
-            return expected_log_prob(fn, value)
-        except IntractableError as error:
-            self.on_intractable(site, error)
-        drawn = draw.substitute(fn)
-        if torch.distributions.Distribution._validate_args:
-            check_plain_parameters(drawn)
-        log_prob = drawn.log_prob(draw(value))
-        scaled = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
-        particle.sampled.append((_vectorized(site), sign * scaled.detach()))
-        return log_prob
+        name, draw = site["name"], particle.draw
+        treated = particle.treated.get(name) if kind == "guide" else None
+        log_density = None if treated is None else treated.log_density
+        with recording() as methods:
+            try:
+                _set_log_prob(site, _expectation(site, log_density), draw)
+                check_finite(site)
+                record = Record(methods)
+            except IntractableError as error:
+                self.on_intractable(site, error)
+                record = Record(["sampled"], error)
+        if record.error is not None:
+            _set_log_prob(site, _at(draw, site, log_density), draw)
+            sign = 1 if kind == "model" else -1
+            particle.sampled.append((_vectorized(site), sign * site["log_prob"].detach()))
+        if is_validation_enabled():
+            warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{name}'")
+        particle.records[kind, name] = record
 
     # Losses
 
     def _terms(self, particle: Particle) -> tuple[Tensor | float, Tensor | float]:
         """The particle's -ELBO, and a surrogate whose gradient estimates its gradient."""
-        model_trace, guide_trace, draw, sampled = particle
+        model_trace, guide_trace, draw, sampled = particle[:4]
         elbo: Any = 0.0
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
@@ -209,6 +220,41 @@ class TreatmentELBO(ELBO):
         return total
 
 
+def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> bool:
+    """Whether a term has its value already, or Pyro can give it one; says so in the records."""
+    if "log_prob" in site:
+        particle.records[kind, name] = Record(["divergence"])
+        return True
+    if is_random(site):
+        return False
+    particle.records[kind, name] = Record(["plain"])
+    return True
+
+
+def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:
+    """E[log density] of a site.
+
+    :raises IntractableError: where it has no closed form, or overflows.
+    """
+    fn, value = site["fn"], site["value"]
+    if isinstance(site["scale"], RandomTensor) or isinstance(site["mask"], RandomTensor):
+        raise IntractableError("its scale or mask is random", operation="poutine.scale")
+    if log_density is not None:
+        return mean(log_density()).expand(fn.batch_shape)
+    _check_support(fn, value)
+    return expected_log_prob(fn, value)
+
+
+def _at(draw: Draw, site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:
+    """The log density of a site at the shared draw."""
+    if log_density is not None:
+        return draw(log_density()).expand(site["fn"].batch_shape)
+    drawn = draw.substitute(site["fn"])
+    if torch.distributions.Distribution._validate_args:
+        check_plain_parameters(drawn)
+    return drawn.log_prob(draw(site["value"]))
+
+
 def _vectorized(site: dict) -> tuple:
     return tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
 
@@ -230,8 +276,6 @@ def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:
     site["unscaled_log_prob"] = log_prob
     site["log_prob"] = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
     site["log_prob_sum"] = site["log_prob"].sum()
-    if is_validation_enabled():
-        warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{site['name']}'")
 
 
 def _check_support(fn: Any, value: Any) -> None:

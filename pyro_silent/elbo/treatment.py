@@ -13,9 +13,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyro_silent.errors import user_location
+from pyro_silent.elbo.transformed import is_pushforward, push
+from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.draw import random_parameters_of, sampled_site
 from pyro_silent.random_tensor.latent import tensor_of
+from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.source import find_source
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -27,12 +29,13 @@ class Treated(NamedTuple):
 
     :ivar method: "analytic" (a random tensor with its law), "conditional" (a random tensor that is known
         only given the values of others), "point" (a Delta) or "sampled" (a plain sample).
-    :ivar entropy_from: the distribution whose entropy is the site's, where that is known.
+    :ivar log_density: makes a tensor of the site's batch shape whose mean is E[log q], where that is
+        known without scoring the value; it is random where a Jacobian is.
     """
 
     value: Any
     method: str
-    entropy_from: Distribution | None = None
+    log_density: Callable[[], Tensor] | None = None
 
 
 def innermost(fn: Distribution) -> Distribution:
@@ -74,17 +77,55 @@ def _centered(fn: Distribution) -> Distribution | None:
 
 
 def analytic(name: str, fn: Distribution) -> Treated | None:
-    """The treatment by law: a source, a linear-Gaussian step of a chain, or a point; None elsewhere."""
-    if isinstance(innermost(fn), dist.Delta):
+    """The treatment by law; None where it is not known.
+
+    A source, a linear-Gaussian step of a chain, an invertible transform of these, or a point.
+    """
+    base = innermost(fn)
+    if isinstance(base, dist.Delta):
         return Treated(fn.rsample(), "point")
+    if is_pushforward(base):
+        return _pushforward(name, fn, base)
     if not random_parameters_of(fn):
         source = find_source(fn, name)
-        return None if source is None else Treated(tensor_of(source), "analytic", fn)
+        if source is None:
+            return None
+        return Treated(tensor_of(source), "analytic", lambda: negative_entropy(fn))
     centered = _centered(fn)
     source = None if centered is None else find_source(centered, name)
     if source is None:
         return None
-    return Treated(innermost(fn).loc + tensor_of(source), "analytic", centered)
+    value = base.loc + tensor_of(source)
+    return Treated(value, "analytic", lambda: negative_entropy(centered))
+
+
+def _pushforward(name: str, fn: Distribution, transformed: Distribution) -> Treated | None:
+    """E[log q] = -entropy of the base - E[log |det J|]; None where the base or the code refuses."""
+    base = analytic(name, transformed.base_dist)
+    if base is None or base.log_density is None or _is_expanded(fn):
+        return None
+    try:
+        value, log_det = push(transformed, base.value)
+    except LeakError:
+        return None  # the transform needs values
+    entropy = base.log_density
+
+    def log_density() -> Tensor:
+        of_base = entropy()
+        of_base = sum_rightmost(of_base, of_base.dim() - len(transformed.batch_shape))
+        density = (of_base - log_det).expand(transformed.batch_shape)
+        return _with_wrappers(fn, density)
+
+    return Treated(value, "analytic", log_density)
+
+
+def _is_expanded(fn: Distribution) -> bool:
+    """Whether positions of the batch share one base by ``ExpandedDistribution``."""
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, dist.ExpandedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def conditional(name: str, fn: Distribution, reason: str) -> Treated:
@@ -121,19 +162,19 @@ class TreatmentMessenger(Messenger):
 
 def negative_entropy(fn: Distribution) -> Tensor:
     """E[log q] of a distribution with plain parameters, respecting its masks."""
+    return _with_wrappers(fn, -innermost(fn).entropy())
+
+
+def _with_wrappers(fn: Distribution, density: Tensor) -> Tensor:
+    """What to_event, mask and expand make of the innermost distribution's log density."""
+    if not isinstance(fn, _WRAPPERS):
+        return density
+    density = _with_wrappers(fn.base_dist, density)
     if isinstance(fn, dist.MaskedDistribution):
         if isinstance(fn._mask, bool):
-            return negative_entropy(fn.base_dist) if fn._mask else _zeros(fn)
-        values = negative_entropy(fn.base_dist)
-        return torch.where(fn._mask, values, values.new_zeros(()))
+            return density if fn._mask else torch.zeros(fn.batch_shape)
+        zero = torch.zeros((), dtype=density.dtype, device=density.device)
+        return torch.where(fn._mask, density, zero)
     if isinstance(fn, Independent):
-        width = fn.reinterpreted_batch_ndims
-        values = negative_entropy(fn.base_dist)
-        return values.sum(list(range(-width, 0))) if width else values
-    if isinstance(fn, dist.ExpandedDistribution):
-        return negative_entropy(fn.base_dist).expand(fn.batch_shape)
-    return -fn.entropy()
-
-
-def _zeros(fn: Distribution) -> Tensor:
-    return torch.zeros(fn.batch_shape)
+        return sum_rightmost(density, fn.reinterpreted_batch_ndims)
+    return density.expand(fn.batch_shape)

@@ -211,12 +211,3 @@ def test_observation_outside_the_support(validate):
         else:
             with pytest.warns(UserWarning, match="NaN"):
                 assert math.isnan(SilentELBO().loss(model, gaussian_guide))
-
-
-def test_a_guide_messenger_is_refused_by_name():
-    """An AutoMessenger guide runs inside the model; there is no guide to run first."""
-    from pyro.infer.autoguide import AutoNormalMessenger
-
-    model = gaussian_model(lambda z: z)
-    with pytest.raises(ConfigurationError, match="AutoNormalMessenger"):
-        SilentELBO().loss(model, AutoNormalMessenger(model))

@@ -1,0 +1,41 @@
+"""One run of guide and model under a treatment: the pair of traces that is scored."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+
+from pyro_silent.elbo.treatment import TreatmentMessenger
+from pyro_silent.expectation.coercion import random_parameters
+
+_PREPARED: weakref.WeakSet = weakref.WeakSet()
+"""Guide messengers that have run once on plain samples."""
+
+
+def run(
+    model: Any, guide: Any, treatment: TreatmentMessenger, args: tuple, kwargs: dict
+) -> tuple[Trace, Trace]:
+    """The traces of the model and of the guide, in this order, as Pyro's ELBOs make them.
+
+    A guide is run first and the model is replayed against it; a ``GuideMessenger`` runs the model itself
+    and gives its sites their posteriors on the way.
+    """
+    messenger = poutine.unwrap(guide)
+    if not isinstance(messenger, GuideMessenger):
+        with random_parameters():
+            with treatment:
+                guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            replayed = poutine.replay(model, trace=guide_trace)
+            return poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace
+    if messenger not in _PREPARED:
+        # It makes its parameters in the first run, from priors that must have values for that.
+        with poutine.block():
+            guide(*args, **kwargs)
+        _PREPARED.add(messenger)
+    with random_parameters(), treatment:
+        guide(*args, **kwargs)
+    return messenger.get_traces()
