@@ -9,11 +9,14 @@ from pyro_silent.errors import (
     SampledSiteWarning,
 )
 from pyro_silent.expectation import (
+    covariance,
     expected_log_prob,
+    mean,
     random_parameters,
     register_expected_log_prob,
+    variance,
 )
-from pyro_silent.random_tensor import RandomTensor, covariance, mean, random_tensor, variance
+from pyro_silent.random_tensor import RandomTensor, random_tensor
 
 __all__ = [
     "ConfigurationError",

@@ -31,7 +31,7 @@ from pyro_silent.expectation.coercion import check_plain_parameters
 from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.draw import Draw
-from pyro_silent.random_tensor.moments import mean
+from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 

@@ -2,6 +2,17 @@
 
 from pyro_silent.expectation import discrete, gaussian, wrappers  # noqa: F401
 from pyro_silent.expectation.coercion import random_parameters
+from pyro_silent.expectation.moments import covariance, mean, variance
 from pyro_silent.expectation.registry import expected_log_prob, register_expected_log_prob
 
-__all__ = ["expected_log_prob", "random_parameters", "register_expected_log_prob"]
+from pyro_silent.expectation.settings import quadrature_points
+
+__all__ = [
+    "covariance",
+    "expected_log_prob",
+    "mean",
+    "quadrature_points",
+    "random_parameters",
+    "register_expected_log_prob",
+    "variance",
+]

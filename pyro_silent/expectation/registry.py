@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.moments import form_of, refusal
+from pyro_silent.expectation.moments import mean_of, refusal
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
 
@@ -94,8 +94,8 @@ def find_rule(cls: type) -> _Rule | None:
 def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
     """The expectation of ``distribution.log_prob(value)`` over all random tensors involved.
 
-    By the distribution's rule; else by running its own ``log_prob`` formula on random tensors, exact
-    where the result is affine; else refused. Without random tensors it is ``distribution.log_prob``.
+    By the distribution's rule; else by running its own ``log_prob`` formula on random tensors and taking
+    the :func:`mean` of the result; else refused. Without random tensors it is ``distribution.log_prob``.
 
     :param distribution: any Pyro distribution; its parameters may be random tensors if it was built
         inside :func:`random_parameters`.
@@ -129,8 +129,7 @@ def expectation_of(distribution: Distribution, value: Tensor, num_summed: int) -
 
 
 def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
-    """Run ``log_prob`` on random tensors: exact if every step is affine."""
-    name = type(distribution).__name__
+    """Run ``log_prob`` on random tensors and take the mean of what it returns."""
     validate = distribution._validate_args
     distribution._validate_args = False
     try:
@@ -139,9 +138,8 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
         raise no_closed_form(distribution, value, f"its formula needs values: {error}") from None
     finally:
         distribution._validate_args = validate
-    if isinstance(log_prob, RandomTensor) and log_prob._form is None:
-        raise refusal(log_prob, f"the expected log density of {_described(distribution)}")
-    return sum_rightmost(form_of(log_prob, f"E[log {name}]").offset, num_summed)
+    what = f"the expected log density of {_described(distribution)}"
+    return sum_rightmost(mean_of(log_prob, what), num_summed)
 
 
 def _described(distribution: Distribution) -> str:

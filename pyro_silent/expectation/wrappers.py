@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
 from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.moments import form_of
+from pyro_silent.expectation.moments import mean_of
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -45,7 +45,7 @@ def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     if isinstance(mask, RandomTensor):
         if isinstance(value, RandomTensor) or random_parameters_of(base):
             raise no_closed_form(distribution, value, "a random mask meets a random density")
-        probability = form_of(mask, "the mean of a mask").offset
+        probability = mean_of(mask, "the mean of a mask")
         return sum_rightmost(probability * base.log_prob(value), num_summed)
     log_prob = scale_and_mask(expectation_of(base, value, 0), mask=mask)
     return sum_rightmost(log_prob, num_summed)
@@ -78,13 +78,13 @@ def delta(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """E[log_density] at the point itself; anywhere else is refused, not guessed."""
     if _original(value) is not _original(distribution.v):
         raise no_closed_form(distribution, value, "a point mass is scored away from its point")
-    log_density = form_of(distribution.log_density, "the mean of a Delta's log_density").offset
+    log_density = mean_of(distribution.log_density, "the mean of a Delta's log_density")
     return sum_rightmost(log_density.expand(distribution.batch_shape), num_summed)
 
 
 @closed_form(dist.Unit)
 def unit(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """E[log_factor] of ``pyro.factor``."""
-    log_factor = form_of(distribution.log_factor, "the mean of a log_factor").offset
+    log_factor = mean_of(distribution.log_factor, "the mean of a log_factor")
     shape = torch.broadcast_shapes(distribution.batch_shape, value.shape[:-1])
     return sum_rightmost(log_factor.expand(shape), num_summed)

@@ -2,7 +2,6 @@
 
 from pyro_silent.random_tensor import rules  # noqa: F401
 from pyro_silent.random_tensor.latent import random_tensor
-from pyro_silent.random_tensor.moments import covariance, mean, variance
 from pyro_silent.random_tensor.tensor import RandomTensor
 
-__all__ = ["RandomTensor", "covariance", "mean", "random_tensor", "variance"]
+__all__ = ["RandomTensor", "random_tensor"]

@@ -95,6 +95,8 @@ class RandomTensor(Tensor):
     _alias: RandomTensor | None = None  # whose memory it would share in torch
     _written: str | None = None  # where it was changed in place
     _integral: bool = False  # the dtype is not the offset's
+    _reading: Any = None  # its pointwise form, once it was asked for
+    _mean: Tensor | None = None  # its expectation, once it was asked for
 
     @staticmethod
     def __new__(cls, *args: Any, **kwargs: Any) -> RandomTensor:
