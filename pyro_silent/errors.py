@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from types import FrameType
@@ -81,16 +82,21 @@ _LIBRARY_ROOTS = tuple(
 _STANDARD_LIBRARY = os.path.dirname(os.path.abspath(contextlib.__file__)) + os.sep
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_library(filename: str) -> bool:
+    return (
+        filename.startswith(_LIBRARY_ROOTS)
+        or (filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename)
+        or filename.startswith("<")
+    )
+
+
 def user_location() -> str:
     """The innermost ``file:line`` on the stack that belongs to none of torch, Pyro and pyro_silent."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not (
-            filename.startswith(_LIBRARY_ROOTS)
-            or (filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename)
-            or filename.startswith("<")
-        ):
+        if not _is_library(filename):
             return f"{filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "<unknown>"

@@ -16,26 +16,15 @@ from torch import Tensor
 from pyro_silent.expectation.enumeration import Enumerated, enumerate_discrete
 from pyro_silent.expectation.functions import CLOSED, NUMERIC
 from pyro_silent.expectation.gaussian_moments import Moments, product_moment, source_keys
+from pyro_silent.expectation.kinks import MOST_BREAKS, breaks_of, integrate_pieces
 from pyro_silent.expectation.method import note
+from pyro_silent.expectation.quadrature import integrate
 from pyro_silent.expectation.settings import current_points
 from pyro_silent.expectation.tilting import Tilted
 from pyro_silent.random_tensor.affine import Affine, NoForm, pad_terms
 from pyro_silent.random_tensor.pointwise import Function, NotPointwise, Product, Sum
 from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
-
-
-def num_points(std, points):  # until quadrature.py lands
-    return points
-
-
-def standard_nodes(points, dtype, device):
-    import numpy as np
-
-    x, w = np.polynomial.hermite_e.hermegauss(points)
-    return torch.as_tensor(x, dtype=dtype, device=device), torch.as_tensor(
-        w / w.sum(), dtype=dtype, device=device
-    )
 
 
 class Part:
@@ -274,6 +263,8 @@ def _from_table(part: Part, moments: Moments) -> Tensor | None:
     value = formula(
         moments.mean(atom), deviation(moments.variance(atom)), *function.args[1:], **function.kwargs
     )
+    if value is NotImplemented:
+        return None
     if function.function in NUMERIC:
         note(f"quadrature({current_points()})")
     return value
@@ -293,99 +284,120 @@ def _ratio(numerator: Tensor | None, denominator: Tensor) -> Tensor | None:
     return torch.where(positive, numerator / torch.where(positive, denominator, 1.0), 0.0)
 
 
-def _leading(tensor: Tensor, num_dims: int, count: int) -> Tensor:
-    """``[n]`` nodes in front of ``num_dims`` dims."""
-    return tensor.reshape((count,) + (1,) * num_dims)
-
-
 def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]) -> Tensor:
-    atoms = [*part.powers, *(atom for group in groups for atom in group)]
-    num_dims = max([atom.dim() for atom in atoms] + [f.num_dims for f in part.functions])
-    firsts = [group[0] for group in groups]
-    widest = [deviation(moments.variance(atom)) for group in groups for atom in group]
-    count = max(num_points(std, current_points()) for std in widest)
-    note(f"quadrature({count})" if len(groups) == 1 else f"quadrature({count}x{count})")
-    like = moments.mean(firsts[0])
-    nodes, weights = standard_nodes(count, like.dtype, like.device)
-    first = firsts[0]
+    """The integral of functions times a polynomial over one or two standard normal axes."""
+    num_dims = max(
+        [atom.dim() for atom in part.atoms()] + [function.num_dims for function in part.functions]
+    )
+    plane = Axes(moments, [group[0] for group in groups])
+    roots = {id(_root(atom)) for group in groups for atom in group}
+    inside = [power for power in part.powers if id(_root(power)) in roots]
+    outside = [power for power in part.powers if id(_root(power)) not in roots]
+
+    def at(axes: Sequence[Tensor]) -> Tensor:
+        values: dict[int, Tensor] = {}
+
+        def lookup(atom: RandomTensor) -> Tensor:
+            if id(atom) not in values:
+                values[id(atom)] = plane.given(atom, axes)
+            return values[id(atom)]
+
+        result: Any = None
+        for function in part.functions:
+            value = function.evaluate(lookup)
+            result = value if result is None else result * value
+        for power in inside:
+            result = result * lookup(power)
+        if outside:
+            # Given the axes the others are Gaussian still, with smaller covariances.
+            result = result * product_moment(
+                [lookup(power) for power in outside],
+                lambda i, j: plane.remaining(outside[i], outside[j]),
+            )
+        if not result.is_floating_point():
+            result = result.to(axes[0].dtype)
+        return result
+
     if len(groups) == 1:
-        axes = [_leading(nodes, num_dims, count)]
-        total = _leading(weights, num_dims, count)
-    else:
-        axes = [
-            _leading(nodes.repeat_interleave(count), num_dims, count * count),
-            _leading(nodes.repeat(count), num_dims, count * count),
-        ]
-        pairs = weights.repeat_interleave(count) * weights.repeat(count)
-        total = _leading(pairs, num_dims, count * count)
-    # Rows of a Cholesky factor: how each scalar hangs on the standard normal axes.
-    std = deviation(moments.variance(first))
-    rows: list[list[Tensor | None]] = []
-    if len(groups) == 2:
-        second = firsts[1]
-        shared = _ratio(moments.covariance(first, second), std)
-        left = moments.variance(second)
-        if shared is not None:
-            left = (left - shared.square()).clamp(min=0.0)
-        rows = [[shared, deviation(left)]]
+        breaks = breaks_of(part.functions)
+        if 0 < len(breaks) <= MOST_BREAKS:
+            places = [plane.place(atom, threshold) for atom, threshold in breaks]
+            return integrate_pieces(at, places, num_dims)
+    like = moments.mean(groups[0][0])
+    return integrate(at, len(groups), like, num_dims, current_points())
 
-    def loadings(atom: RandomTensor) -> list[Tensor | None]:
+
+class Axes:
+    """One or two Gaussian scalars as functions of as many standard normal ones, by Cholesky's rows.
+
+    :param scalars: the scalars; everything else is regressed on them.
+    """
+
+    def __init__(self, moments: Moments, scalars: Sequence[RandomTensor]) -> None:
+        self.moments = moments
+        self.scalars = scalars
+        self.std = deviation(moments.variance(scalars[0]))
+        self.shared: Tensor | None = None
+        self.own: Tensor | None = None
+        if len(scalars) == 2:
+            self.shared = _ratio(moments.covariance(scalars[0], scalars[1]), self.std)
+            variance = moments.variance(scalars[1])
+            left = variance
+            if self.shared is not None:
+                # A full correlation is taken for one just below: gradients stay finite.
+                least = torch.finfo(variance.dtype).eps ** 0.75 * variance
+                left = torch.maximum(variance - self.shared.square(), least)
+            self.own = deviation(left)
+        self._loadings: dict[int, list[Tensor | None]] = {}
+
+    def loadings(self, atom: RandomTensor) -> list[Tensor | None]:
+        """How an affine tensor hangs on each axis: Cov(atom, axis); None where it does not."""
+        if id(atom) not in self._loadings:
+            self._loadings[id(atom)] = self._regress(atom)
+        return self._loadings[id(atom)]
+
+    def _regress(self, atom: RandomTensor) -> list[Tensor | None]:
+        first = self.scalars[0]
+        if len(self.scalars) == 1:
+            along = self.std if atom is first else self.moments.covariance(atom, first)
+            return [along if atom is first else _ratio(along, self.std)]
         if atom is first:
-            return [std, *([None] if rows else [])]
-        along = _ratio(moments.covariance(atom, first), std)
-        if not rows:
-            return [along]
-        if atom is firsts[1]:
-            return rows[0]
-        shared, own = rows[0]
-        assert own is not None  # set above
-        across = moments.covariance(atom, firsts[1])
-        if along is not None and shared is not None:
-            across = -along * shared if across is None else across - along * shared
-        return [along, _ratio(across, own)]
+            return [self.std, None]
+        if atom is self.scalars[1]:
+            return [self.shared, self.own]
+        along = _ratio(self.moments.covariance(atom, first), self.std)
+        across = self.moments.covariance(atom, self.scalars[1])
+        if along is not None and self.shared is not None:
+            explained = along * self.shared
+            across = -explained if across is None else across - explained
+        assert self.own is not None  # there are two scalars
+        return [along, _ratio(across, self.own)]
 
-    def at_nodes(atom: RandomTensor) -> Tensor:
-        value = moments.mean(atom)
-        for axis, loading in zip(axes, loadings(atom)):
+    def given(self, atom: RandomTensor, axes: Sequence[Tensor]) -> Tensor:
+        """E[atom | axes]."""
+        value = self.moments.mean(atom)
+        for axis, loading in zip(axes, self.loadings(atom)):
             if loading is not None:
                 value = value + loading * axis
         return value
 
-    values: dict[int, Tensor] = {}
+    def place(self, atom: RandomTensor, threshold: Any) -> Tensor:
+        """Where on the one axis an affine tensor crosses a threshold."""
+        (loading,) = self.loadings(atom)
+        distance = threshold - self.moments.mean(atom)
+        if loading is None:
+            return distance.sign() * torch.inf
+        known = loading != 0
+        place = distance / torch.where(known, loading, 1.0)
+        return torch.where(known, place, distance.sign() * 1e3)
 
-    def lookup(atom: RandomTensor) -> Tensor:
-        if id(atom) not in values:
-            values[id(atom)] = at_nodes(atom)
-        return values[id(atom)]
-
-    result: Any = total
-    for function in part.functions:
-        result = result * function.evaluate(lookup)
-    inside = {id(atom) for group in groups for atom in group}
-    roots = {id(_root(atom)) for group in groups for atom in group}
-    outside = []
-    for power in part.powers:
-        if id(power) in inside or id(_root(power)) in roots:
-            result = result * lookup(power)
-        else:
-            outside.append(power)
-    if outside:
-        result = result * _given_nodes(outside, moments, loadings, lookup)
-    return result.sum(0)
-
-
-def _given_nodes(powers: Sequence[RandomTensor], moments: Moments, loadings: Any, lookup: Any) -> Any:
-    """E of a polynomial given the functions' scalars: linear means, smaller covariances."""
-    means = [lookup(power) for power in powers]
-
-    def covariance(i: int, j: int) -> Tensor | None:
-        total = moments.covariance(powers[i], powers[j])
-        for a, b in zip(loadings(powers[i]), loadings(powers[j])):
-            if a is not None and b is not None:
-                total = -a * b if total is None else total - a * b
+    def remaining(self, a: RandomTensor, b: RandomTensor) -> Tensor | None:
+        """Cov(a, b | axes)."""
+        total = self.moments.covariance(a, b)
+        for left, right in zip(self.loadings(a), self.loadings(b)):
+            if left is not None and right is not None:
+                total = -left * right if total is None else total - left * right
         return total
-
-    return product_moment(means, covariance)
 
 
 def closed(form: Sum) -> Tensor:

@@ -114,7 +114,7 @@ def integrate(
         count = grid.new.shape[1]
         value = at([axis.reshape(-1, *[1] * num_dims) for axis in axes])
         values.append(value.expand(count, *value.shape[1:]))
-        if not _can_look(value):
+        if not can_look(value):
             break
         error, tail = _errors(grid, values)
         if tail > enough and grid.reach < widest:
@@ -125,14 +125,14 @@ def integrate(
             break
         if (
             not math.isfinite(error + tail)
-            or _grid(start, scalars, following).count > _MOST_NODES[scalars]
+            or _grid(start, scalars, following).num_nodes > _MOST_NODES[scalars]
         ):
             worst = max(error, tail)
             if not worst <= claimed:
-                warnings.warn(_warning(grid.count, worst), QuadratureWarning, stacklevel=2)
+                warnings.warn(_warning(grid.num_nodes, worst), QuadratureWarning, stacklevel=2)
             break
         grid = _grid(start, scalars, following)
-    note(f"quadrature({grid.count})")
+    note(f"quadrature({grid.num_nodes})")
     weights = torch.as_tensor(grid.rules[0], dtype=like.dtype, device=like.device)
     total = torch.tensordot(weights[: len(values[0])], values[0], 1)
     done = len(values[0])
@@ -158,7 +158,7 @@ def standard_nodes(
 
 def num_points(std: Tensor, points: int) -> int:
     """A count for :func:`standard_nodes`, enough for poles at distance 1.5: error about 1e-6."""
-    if not std.numel() or not _can_look(std):
+    if not std.numel() or not can_look(std):
         return points
     widest = min(float(std.detach().max()), 1e3)
     return int(min(max(points, math.ceil(3.3 * widest * (8.0 + widest))), 512))
@@ -176,7 +176,7 @@ class _Grid(NamedTuple):
     outer: np.ndarray  # [count]: the outermost ones
 
     @property
-    def count(self) -> int:
+    def num_nodes(self) -> int:
         return self.nodes.shape[1]
 
 
@@ -249,7 +249,7 @@ def _absolute_sum(values: Tensor, weights: Tensor, rows: np.ndarray) -> Tensor:
     return weights[index] @ values[index].abs()
 
 
-def _can_look(tensor: Tensor) -> bool:
+def can_look(tensor: Tensor) -> bool:
     """Whether a program may branch on the values of this tensor here and now."""
     return not (
         isinstance(tensor, FakeTensor)

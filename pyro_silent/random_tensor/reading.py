@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_silent.random_tensor.affine import Affine, NoForm
 from pyro_silent.random_tensor.pointwise import (
     Cases,
     Function,
@@ -36,9 +37,11 @@ from pyro_silent.random_tensor.rules.sums import normalized_dims
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import (
+    ARITHMETIC,
     RULES,
     Call,
     RandomTensor,
+    affine_of,
     check_not_overwritten,
     lazy,
     random_tensors,
@@ -191,13 +194,37 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Sum:
 @reading("sub", "subtract", "__sub__")
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Sum:
     """A difference."""
-    return collapsed(plus(as_sum(input), times_plain(as_sum(other), -alpha)))
+    return _complement(collapsed(plus(as_sum(input), times_plain(as_sum(other), -alpha))))
 
 
 @reading("rsub", "__rsub__")
 def rsub(input: Any, other: Any, *, alpha: float = 1) -> Sum:
     """A difference, the other way round."""
-    return collapsed(plus(as_sum(other), times_plain(as_sum(input), -alpha)))
+    return _complement(collapsed(plus(as_sum(other), times_plain(as_sum(input), -alpha))))
+
+
+def _complement(form: Sum) -> Sum:
+    """1 - sigmoid(u) is sigmoid(-u), which keeps its digits."""
+    if len(form.products) != 2:
+        return form
+    one, product = form.products
+    if not one.is_constant or isinstance(one.coefficient, Tensor) or one.coefficient != 1:
+        return form
+    argument = _sigmoid_argument(product, -1.0)
+    return form if argument is None else function_of(torch.sigmoid, times_plain(argument, -1.0))
+
+
+_SIGMOID = frozenset(functions("sigmoid", "special.expit"))
+
+
+def _sigmoid_argument(product: Product, coefficient: float) -> Sum | None:
+    """u, where a product is ``coefficient * sigmoid(u)``."""
+    if isinstance(product.coefficient, Tensor) or product.coefficient != coefficient:
+        return None
+    if product.powers or product.exponent is not None or len(product.functions) != 1:
+        return None
+    (function,) = product.functions
+    return function.args[0] if function.function in _SIGMOID else None
 
 
 @reading("neg", "negative", "__neg__")
@@ -388,6 +415,29 @@ def _register_logs() -> None:
 
 
 _register_logs()
+
+
+@reading("abs", "absolute", "__abs__")
+def absolute(input: Sum) -> Sum:
+    """|c exp(b)| = |c| exp(b)."""
+    if len(input.products) == 1 and input.products[0].is_exponential and not input.is_reduced:
+        (product,) = input.products
+        return Sum([Product(abs(product.coefficient), (), product.exponent)], input.shape)
+    return function_of(torch.abs, input)
+
+
+@reading("clamp", "clip")
+def clamp(input: Sum, min: Any = None, max: Any = None) -> Sum:
+    """A probability that is clamped to the numbers next to 0 and 1, as transforms write it, is itself."""
+    (product, *others) = input.products
+    if not others and not isinstance(min, (Tensor, Sum)) and not isinstance(max, (Tensor, Sum)):
+        if _sigmoid_argument(product, 1.0) is not None:
+            dtype = next(product.atoms()).dtype
+            limits = torch.finfo(dtype)
+            low_enough = min is None or min <= limits.tiny
+            if low_enough and (max is None or max >= 1.0 - limits.eps):
+                return input
+    return function_of(torch.clamp, input, min, max)
 
 
 @reading("log2")
@@ -896,6 +946,42 @@ def _register_joins() -> None:
 
 
 _register_joins()
+
+
+ARITHMETIC.update(
+    functions(
+        "add", "__add__", "__radd__", "sub", "__sub__", "__rsub__", "mul", "__mul__", "__rmul__", "div",
+        "__truediv__", "__rdiv__", "__rtruediv__", "pow", "__pow__", "__rpow__", "neg", "__neg__", "exp",
+        "log", "log1p", "expm1", "square", "sqrt", "rsqrt", "reciprocal", "abs", "xlogy", "softplus",
+        "sigmoid", "logsigmoid", "tanh", "sin", "cos", "erf", "lgamma",
+    )
+)  # fmt: skip
+
+
+def _log_rules() -> None:
+    """A logarithm that undoes an exponential is affine again, for all that follows."""
+    for name, of_sum in (("log", log), ("log2", log2), ("log10", log10)):
+        for function in functions(name):
+
+            def affine_log(
+                input: RandomTensor,
+                usual: Callable = RULES[function],
+                of_sum: Callable[[Sum], Sum] = of_sum,
+            ) -> Affine:
+                if input._form is not None:
+                    return usual(input)
+                try:
+                    tensor = affine_tensor(of_sum(read(input)))
+                except NotPointwise as reason:
+                    raise NoForm(str(reason)) from None
+                if not isinstance(tensor, RandomTensor):
+                    raise NoForm("")
+                return affine_of(tensor.expand(input.shape))
+
+            RULES[function] = affine_log
+
+
+_log_rules()
 
 
 def is_linear_call(call: Call) -> bool:

@@ -15,6 +15,7 @@ from torch.overrides import resolve_name
 
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
+from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.source import Source
 
 RULES: dict[Callable, Callable] = {}
@@ -366,6 +367,75 @@ def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return function(*map_tensors(blank, args), **map_tensors(blank, kwargs))
 
 
+_OUTPUTS: dict[tuple, Any] = {}
+_MAX_OUTPUTS = 4096
+
+
+ARITHMETIC: set[Callable] = set()
+"""Elementwise functions whose result has the dtype of their floating operands."""
+
+
+class Blank(NamedTuple):
+    """What is known of a tensor before there is one."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _blank_of_arithmetic(args: tuple) -> Blank | None:
+    """Shape and dtype of an elementwise function of numbers and tensors of one floating dtype."""
+    dtype = None
+    shapes = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if dtype is not None and arg.dtype is not dtype:
+                return None
+            dtype = arg.dtype
+            shapes.append(arg.shape)
+        elif type(arg) is not float and type(arg) is not int:
+            return None
+    if dtype is None or not dtype.is_floating_point:
+        return None
+    return Blank(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes), dtype)
+
+
+def blank_outputs(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Shapes and dtypes of a call's outputs, remembered where the arguments' shapes decide them."""
+    if not kwargs and function in ARITHMETIC:
+        blank = _blank_of_arithmetic(args)
+        if blank is not None:
+            return blank
+    key = _signature((function, args, kwargs))
+    if key is None:
+        return on_meta(function, args, kwargs)
+    outputs = _OUTPUTS.get(key)
+    if outputs is None:
+        outputs = on_meta(function, args, kwargs)
+        if len(_OUTPUTS) >= _MAX_OUTPUTS:
+            _OUTPUTS.clear()
+        _OUTPUTS[key] = outputs
+    return outputs
+
+
+def _signature(value: Any) -> Any:
+    """Shapes, dtypes and plain arguments as a key; None where values may matter."""
+    if isinstance(value, Tensor):
+        if value.dtype is torch.bool and type(value) is not RandomTensor:
+            return None  # a mask decides the shape of what it selects
+        return (Tensor, value.shape, value.dtype)
+    if isinstance(value, (tuple, list)):
+        items = [_signature(item) for item in value]
+        return None if None in items else (type(value), *items)
+    if isinstance(value, dict):
+        items = [(key, _signature(item)) for key, item in value.items()]
+        return None if any(item[1] is None for item in items) else (dict, *items)
+    if value is None or isinstance(value, (int, float, str, torch.dtype, torch.device)):
+        return (type(value), value)
+    if callable(value) and value in RULES:
+        return (id(value),)  # the table keeps it alive
+    return None
+
+
 def operation_name(function: Callable) -> str:
     """A function as the user wrote it: ``torch.tanh``, ``Tensor.view``."""
     name = resolve_name(function) or getattr(function, "__name__", repr(function))
@@ -414,7 +484,7 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
     for tensor in inputs:
         check_not_overwritten(tensor)
     try:
-        outputs = on_meta(function, args, kwargs)
+        outputs = blank_outputs(function, args, kwargs)
     except NotImplementedError as error:
         raise leak(function, *inputs) from error
     lost = next((t._lost for t in inputs if t._form is None), None)
@@ -425,7 +495,7 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
     device = inputs[0].device
 
     def node(output: Any, index: int | None) -> RandomTensor:
-        if not isinstance(output, Tensor):
+        if not isinstance(output, (Tensor, Blank)):
             raise leak(function, *inputs)
         tensor = blank_tensor(output.shape, output.dtype, device)
         tensor._call = call
@@ -433,7 +503,7 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
         tensor._lost = lost
         return tensor
 
-    if isinstance(outputs, (tuple, list)):
+    if isinstance(outputs, (tuple, list)) and type(outputs) is not Blank:
         items = [node(output, i) for i, output in enumerate(outputs)]
         return type(outputs)(items)
     return node(outputs, None)

@@ -1,0 +1,189 @@
+"""Expectations of functions with kinks or jumps at known places: each smooth piece is integrated alone.
+
+Where ``relu(x)``, ``x > t`` or ``clamp(x)`` stands inside a larger function of one Gaussian scalar, equally
+spaced nodes converge slowly. In units of the standard deviation the break is at ``(t - mean) / std``;
+Gauss-Legendre nodes on both sides of it see smooth functions only.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_silent.expectation.method import note
+from pyro_silent.expectation.quadrature import QuadratureWarning, can_look
+from pyro_silent.random_tensor.pointwise import Function, Sum
+from pyro_silent.random_tensor.rules.table import functions
+from pyro_silent.random_tensor.tensor import RandomTensor
+
+BREAKS: dict[Callable, Callable[..., tuple]] = {}
+"""torch function -> where it breaks, from its plain arguments."""
+
+_REACH = 9.0
+_POINTS = 32
+_MOST_POINTS = 512
+MOST_BREAKS = 6
+
+
+def _breaks(*names: str) -> Callable[[Callable[..., tuple]], Callable[..., tuple]]:
+    def decorate(places: Callable[..., tuple]) -> Callable[..., tuple]:
+        for function in functions(*names):
+            BREAKS[function] = places
+        return places
+
+    return decorate
+
+
+@_breaks(
+    "abs", "absolute", "__abs__", "relu", "elu", "celu", "selu", "leaky_relu", "sign", "sgn", "softsign",
+    "heaviside",
+)  # fmt: skip
+def _at_zero(*args: Any, **kwargs: Any) -> tuple:
+    return (0.0,)
+
+
+@_breaks("relu6")
+def _at_zero_and_six(*args: Any, **kwargs: Any) -> tuple:
+    return (0.0, 6.0)
+
+
+@_breaks("hardsigmoid", "hardswish")
+def _at_three(*args: Any, **kwargs: Any) -> tuple:
+    return (-3.0, 3.0)
+
+
+@_breaks("hardtanh")
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, **kwargs: Any) -> tuple:
+    return (min_val, max_val)
+
+
+@_breaks("softshrink", "hardshrink")
+def _shrink(lambd: float = 0.5) -> tuple:
+    return (-lambd, lambd)
+
+
+@_breaks("threshold")
+def _threshold(threshold: float, value: float) -> tuple:
+    return (threshold,)
+
+
+@_breaks("clamp", "clip")
+def _clamp(min: Any = None, max: Any = None) -> tuple:
+    return tuple(limit for limit in (min, max) if limit is not None)
+
+
+@_breaks(
+    "clamp_min", "clamp_max", "gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater",
+    "greater_equal", "less", "less_equal", "maximum", "minimum", "fmax", "fmin", "max", "min",
+)  # fmt: skip
+def _at_other(other: Any) -> tuple:
+    return (other,)
+
+
+def breaks_of(parts: Sequence[Function]) -> list[tuple[RandomTensor, Any]]:
+    """The affine tensors at which functions break, each with its threshold."""
+    found: list[tuple[RandomTensor, Any]] = []
+    for function in _walk(parts):
+        places = BREAKS.get(function.function)
+        if places is None or not isinstance(function.args[0], Sum):
+            continue
+        if any(isinstance(arg, Sum) for arg in function.args[1:]):
+            continue
+        atom = _only_atom(function.args[0])
+        if atom is not None:
+            thresholds = places(*function.args[1:], **function.kwargs)
+            found += [(atom, threshold) for threshold in thresholds]
+    return found
+
+
+def _walk(parts: Sequence[Function]) -> Iterator[Function]:
+    for function in parts:
+        yield function
+        for arg in function.args:
+            if isinstance(arg, Sum):
+                for product in arg.products:
+                    yield from _walk(product.functions)
+
+
+def _only_atom(form: Sum) -> RandomTensor | None:
+    if len(form.products) != 1:
+        return None
+    (product,) = form.products
+    plain = not isinstance(product.coefficient, Tensor) and product.coefficient == 1
+    if plain and len(product.powers) == 1 and product.is_linear:
+        return product.powers[0]
+    return None
+
+
+def integrate_pieces(
+    at: Callable[[Sequence[Tensor]], Tensor], breaks: Sequence[Tensor], num_dims: int
+) -> Tensor:
+    """``E[at(e)]``, e ~ N(0, 1), for a function that is smooth between ``breaks``.
+
+    :param at: maps ``[nodes]`` of shape ``[n, *shape]`` to values of that leading size.
+    :param breaks: in units of the standard deviation, each of ``num_dims`` dims or fewer.
+    """
+    edges = torch.stack(torch.broadcast_tensors(*breaks)).clamp(-_REACH, _REACH)
+    if len(breaks) > 1:
+        edges = edges.sort(0).values
+    end = torch.full_like(edges[:1], _REACH)
+    edges = torch.cat((-end, edges, end))
+    edges = edges.reshape(edges.shape[:1] + (1,) * (num_dims - edges.dim() + 1) + edges.shape[1:])
+    middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    before: Tensor | None = None
+    points = _POINTS
+    while True:
+        total = _sum_pieces(at, middle, half, points, num_dims)
+        if not can_look(total):
+            break
+        if before is not None:
+            error = _relative(total, before)
+            exact = 1e-9 if total.dtype == torch.float64 else 2e-6
+            if error <= exact or 2 * points > _MOST_POINTS:
+                if not error <= 1e3 * exact:
+                    warnings.warn(
+                        f"an expectation found by quadrature with {points} nodes for each of "
+                        f"{len(half)} pieces has a relative error of about {error:.0e}.",
+                        QuadratureWarning,
+                        stacklevel=2,
+                    )
+                break
+        before, points = total.detach(), 2 * points
+    note(f"quadrature({points * len(half)})")
+    return total
+
+
+def _relative(value: Tensor, before: Tensor) -> float:
+    if value.numel() == 0:
+        return 0.0
+    value = value.detach()
+    scale = value.abs().clamp_min(1e-3 * float(value.abs().mean()) + 1e-30)
+    return float(((value - before).abs() / scale).max())
+
+
+def _sum_pieces(
+    at: Callable[[Sequence[Tensor]], Tensor], middle: Tensor, half: Tensor, points: int, num_dims: int
+) -> Tensor:
+    nodes, weights = (
+        torch.as_tensor(a, dtype=half.dtype, device=half.device).reshape((-1, 1) + (1,) * num_dims)
+        for a in _legendre(points)
+    )
+    places = (middle + half * nodes).flatten(0, 1)
+    density = (-0.5 * places.square()).exp() / math.sqrt(2 * math.pi)
+    mass = (half * weights).flatten(0, 1) * density
+    return (at([places]) * mass).sum(0)
+
+
+@lru_cache(maxsize=16)
+def _legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(points)
+
+
+__all__ = ["breaks_of", "integrate_pieces"]
