@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,21 @@ from torch.distributions import Distribution, constraints
 from pyro_silent.random_tensor.shapes import compact
 from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
 
+CONSTRUCTORS: dict[type, Callable[..., None]] = {}
+
+"""class -> what to do in place of an ``__init__`` that needs values, called as it is."""
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Inside, distributions that are made or used without a choice of their own do not validate."""
+    default = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(default)
+
 
 def _build(cls: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Make an ordinary instance whose parameters are random tensors; check the plain ones."""
@@ -20,8 +35,13 @@ def _build(cls: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     validate = kwargs.get("validate_args")
     if "validate_args" in cls.__signature__.parameters:
         kwargs = {**kwargs, "validate_args": False}
-    distribution = cls.__new__(cls)
-    distribution.__init__(*args, **kwargs)
+    construct = next((CONSTRUCTORS[base] for base in cls.__mro__ if base in CONSTRUCTORS), None)
+    with without_validation():
+        distribution = cls.__new__(cls)
+        if construct is None:
+            distribution.__init__(*args, **kwargs)
+        else:
+            construct(distribution, *args, **kwargs)
     if validate is None:
         validate = Distribution._validate_args
     if validate:

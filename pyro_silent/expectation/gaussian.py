@@ -10,30 +10,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.expectation.links import log_of
+from pyro_silent.expectation.moments import mean, variance
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
+from pyro_silent.expectation.terms import compacted, independent, shape_of, summed_over, total
 from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
 from pyro_silent.random_tensor.covariance import covariance
 from pyro_silent.random_tensor.rows import multiplied
 from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
-from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to, sum_rightmost
+from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 _LOG_2PI = math.log(2 * math.pi)
-
-
-def summed_over(tensor: Tensor, shape: Sequence[int], num_summed: int) -> Tensor:
-    """``sum_rightmost(tensor.expand(shape), num_summed)`` without spreading the tensor out."""
-    kept = len(shape) - num_summed
-    repeats = 1
-    for dim in range(-num_summed, 0):
-        if tensor.dim() < -dim or tensor.size(dim) == 1:
-            repeats *= shape[dim]
-    width = min(num_summed, tensor.dim())
-    if width:
-        tensor = tensor.sum(list(range(-width, 0)))
-    if repeats != 1:
-        tensor = tensor * repeats
-    return expanded_to(tensor, shape[:kept])
 
 
 def weighted_sum(tensor: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int) -> Tensor:
@@ -84,20 +72,40 @@ def weighted_variance(
 
 @closed_form(dist.Normal, torch.distributions.Normal)
 def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
-    """-1/2 [(E[x - mu]^2 + Var[x - mu]) / s^2 + log 2 pi] - log s, with a plain scale s.
+    """-1/2 [(E[y]^2 + Var[y]) E[s^-2] + log 2 pi] - E log s, with y = x - mu independent of s.
 
-    Exact for any joint law of value and location: only two moments of their difference enter.
+    Exact for any joint law of value and location: only two moments of their difference enter. Where the
+    scale shares a latent with them the middle is E[y^2 s^-2].
     """
-    require_plain(distribution, value, "scale")
+    scale = compacted(distribution.scale)
+    log_scale = mean(log_of(scale))
+    if isinstance(scale, RandomTensor) and not independent(scale, (value, distribution.loc)):
+        ratio = (value - compacted(distribution.loc)).square() * scale.pow(-2)
+        return total(
+            distribution, value, num_summed, -0.5 * mean(ratio), -log_scale - 0.5 * _LOG_2PI
+        )
+    precision = mean(scale.pow(-2))
+    if not _is_affine(value) or not _is_affine(distribution.loc):
+        squares = _square_of_pointwise(value - compacted(distribution.loc))
+        shape = shape_of(distribution, value)
+        constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
+        return -0.5 * weighted_sum(squares, precision, shape, num_summed) - constant_part
     form = difference(distribution, value)
-    scale = compact(distribution.scale)
     shape = broadcast_shapes(form.shape, distribution.batch_shape)
-    precision = scale.square().reciprocal()
     error = weighted_sum(form.offset.square(), precision, shape, num_summed)
     form = Affine(expanded_to(form.offset, shape), pad_terms(form, len(shape)))
     spread = weighted_variance(distribution, value, form, precision, list(range(-num_summed, 0)))
-    constant_part = summed_over(scale.log() + 0.5 * _LOG_2PI, shape, num_summed)
+    constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
     return -0.5 * (error + spread) - constant_part
+
+
+def _is_affine(tensor: Tensor) -> bool:
+    return not isinstance(tensor, RandomTensor) or tensor._form is not None
+
+
+def _square_of_pointwise(y: Tensor) -> Tensor:
+    """E[y^2] = E[y]^2 + Var[y], which keeps its digits where the variance is small."""
+    return mean(y).square() + variance(y)
 
 
 def _quadratic(distribution: Distribution, value: Tensor, form: Affine, root: Tensor) -> Tensor:
@@ -122,14 +130,21 @@ def _quadratic(distribution: Distribution, value: Tensor, form: Affine, root: Te
 def multivariate_normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """-1/2 [E |L^-1 (x - mu)|^2 + d log 2 pi] - log det L, with a plain covariance L L'."""
     require_plain(distribution, value, "_unbroadcasted_scale_tril")
-    form = difference(distribution, value)
     tril = distribution._unbroadcasted_scale_tril
     eye = torch.eye(tril.size(-1), dtype=tril.dtype, device=tril.device)
     inverse = torch.linalg.solve_triangular(tril, eye, upper=False)
-    quadratic = _quadratic(distribution, value, form, inverse.mT)
+    quadratic = _expected_quadratic(distribution, value, inverse.mT)
     half_log_det = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_prob = -0.5 * (quadratic + tril.size(-1) * _LOG_2PI) - half_log_det
-    return _summed(log_prob, distribution, form, num_summed)
+    return total(distribution, value, num_summed, log_prob)
+
+
+def _expected_quadratic(distribution: Distribution, value: Tensor, root: Tensor) -> Tensor:
+    """E |(x - mu) root|^2."""
+    if _is_affine(value) and _is_affine(distribution.loc):
+        return _quadratic(distribution, value, difference(distribution, value), root)
+    rows = (value - compacted(distribution.loc)).unsqueeze(-2)
+    return _square_of_pointwise(rows @ root).squeeze(-2).sum(-1)
 
 
 @closed_form(dist.LowRankMultivariateNormal, torch.distributions.LowRankMultivariateNormal)
@@ -141,20 +156,14 @@ def low_rank_multivariate_normal(
     ``y' S^-1 y = |D^-1/2 y|^2 - |K^-1 W' D^-1 y|^2`` with ``K K' = I + W' D^-1 W``.
     """
     require_plain(distribution, value, "_unbroadcasted_cov_factor", "_unbroadcasted_cov_diag")
-    form = difference(distribution, value)
     factor, diagonal = distribution._unbroadcasted_cov_factor, distribution._unbroadcasted_cov_diag
     capacitance = distribution._capacitance_tril
-    first = _quadratic(distribution, value, form, torch.diag_embed(diagonal.rsqrt()))
+    first = _expected_quadratic(distribution, value, torch.diag_embed(diagonal.rsqrt()))
     root = torch.linalg.solve_triangular(
         capacitance, (factor / diagonal.unsqueeze(-1)).mT, upper=False
     )
-    second = _quadratic(distribution, value, form, root.mT)
+    second = _expected_quadratic(distribution, value, root.mT)
     log_det = 2 * capacitance.diagonal(dim1=-2, dim2=-1).log().sum(-1) + diagonal.log().sum(-1)
     size = diagonal.size(-1)
     log_prob = -0.5 * (first - second + size * _LOG_2PI + log_det)
-    return _summed(log_prob, distribution, form, num_summed)
-
-
-def _summed(log_prob: Tensor, distribution: Distribution, form: Affine, num_summed: int) -> Tensor:
-    shape = broadcast_shapes(distribution.batch_shape, form.shape[:-1])
-    return sum_rightmost(log_prob.expand(shape), num_summed)
+    return total(distribution, value, num_summed, log_prob)

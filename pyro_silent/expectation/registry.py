@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
-from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.expectation.moments import mean_of, refusal
+from pyro_silent.expectation.ranges import out_of_range
+from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
 
@@ -122,10 +123,31 @@ def expectation_of(distribution: Distribution, value: Tensor, num_summed: int) -
     """:func:`expected_log_prob` summed over the rightmost ``num_summed`` batch dims."""
     if not isinstance(value, RandomTensor) and not random_parameters_of(distribution):
         return sum_rightmost(distribution.log_prob(value), num_summed)
-    rule = find_rule(type(distribution))
-    if rule is not None:
+    outside = out_of_range(distribution, value)
+    if outside is not None:
+        raise no_closed_form(distribution, value, outside)
+    rule = find_rule(type(distribution)) or _by_formula
+    try:
         return rule(distribution, value, num_summed)
-    return _by_formula(distribution, value, num_summed)
+    except IntractableError as error:
+        raise _named(distribution, error) from None
+
+
+def _named(distribution: Distribution, error: IntractableError) -> IntractableError:
+    """The error with the distribution and its random arguments in front, unless they are there."""
+    message = str(error)
+    if message.startswith(_WHAT):
+        return error
+    return IntractableError(
+        f"{_WHAT} of {_described(distribution)}: {message}",
+        site=error.site,
+        operation=error.operation,
+        latents=error.latents,
+        location=error.location,
+    )
+
+
+_WHAT = "the expected log density"
 
 
 def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
@@ -138,7 +160,7 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
         raise no_closed_form(distribution, value, f"its formula needs values: {error}") from None
     finally:
         distribution._validate_args = validate
-    what = f"the expected log density of {_described(distribution)}"
+    what = f"{_WHAT} of {_described(distribution)}"
     return sum_rightmost(mean_of(log_prob, what), num_summed)
 
 
@@ -155,14 +177,15 @@ def no_closed_form(distribution: Distribution, value: Any, why: str) -> Intracta
     tensors += random_parameters_of(distribution)
     described = _described(distribution)
     lost = next((t for t in tensors if t._form is None), None)
-    if lost is not None:
-        return refusal(lost, f"the expected log density of {described}")
+    if lost is not None and not why:
+        return refusal(lost, f"{_WHAT} of {described}")
     latents = tuple(dict.fromkeys(name for t in tensors for name in latents_of(t)))
     return IntractableError(
-        f"the expected log density of {described} (latent "
+        f"{_WHAT} of {described} (latent "
         f"{', '.join(map(repr, latents)) or '?'}) has no closed form here: {why}.",
         operation=f"{type(distribution).__name__}.log_prob",
         latents=latents,
+        location=None if lost is None or lost._lost is None else lost._lost.location,
     )
 
 
