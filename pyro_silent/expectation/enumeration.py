@@ -65,30 +65,21 @@ class _Scalars:
         ]
         tables = []
         for i in range(self.count):
-            at = p[i] if p.size(0) > 1 else p[0]
-            own = [c[i] if c.size(0) > 1 else c[0] for c in coefficients]
+            at, own = p[i], [c[i] for c in coefficients]
             if self.binary:
-                tables.append(
-                    (torch.stack((1 - at, at)), [torch.stack((-c * at, c * (1 - at))) for c in own])
-                )
+                deviations = [torch.stack((-c * at, c * (1 - at))) for c in own]
+                tables.append((torch.stack((1 - at, at)), deviations))
             else:
-                tables.append((at, [c - (c * at).sum(0, keepdim=True) for c in own]))
+                deviations = [c - (c * at).sum(0, keepdim=True) for c in own]
+                tables.append((at, deviations))
         return tables
 
     def _flat(self, tensor: Tensor, term: Term) -> Tensor:
         """``[scalars, (levels,) *y]``"""
         width = self.num_dims + (0 if self.binary else 1)
-        lead = tensor.shape[: tensor.dim() - width]
-        full = self.probabilities.shape[: self.probabilities.dim() - width]
-        tensor = tensor.expand(*full, *tensor.shape[len(lead) :])
-        if self.binary:
-            return tensor.broadcast_to(
-                *full, *torch.broadcast_shapes(tensor.shape[len(full) :], self._y())
-            ).reshape(-1, *torch.broadcast_shapes(tensor.shape[len(full) :], self._y()))
-        return tensor.reshape(-1, *tensor.shape[len(full) :])
-
-    def _y(self) -> torch.Size:
-        return self.probabilities.shape[self.probabilities.dim() - self.num_dims :]
+        inner = tensor.shape[tensor.dim() - width :]
+        lead = self.probabilities.shape[: self.probabilities.dim() - width]
+        return tensor.expand((*lead, *inner)).reshape((-1, *inner))
 
 
 def _alike(terms: Sequence[Term]) -> bool:

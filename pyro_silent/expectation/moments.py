@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_silent.errors import IntractableError
-from pyro_silent.expectation.product import expected_product, expected_sum
 from pyro_silent.expectation.gaussian_moments import source_keys
+from pyro_silent.expectation.product import expected_product, expected_sum
+from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
 from pyro_silent.random_tensor.covariance import covariance as covariance_of_forms
 from pyro_silent.random_tensor.pointwise import (
@@ -19,7 +22,7 @@ from pyro_silent.random_tensor.pointwise import (
     collapsed,
     multiply,
 )
-from pyro_silent.random_tensor.reading import is_linear_call, read
+from pyro_silent.random_tensor.reading import is_linear_call, read, read_all
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import (
     RULES,
@@ -30,7 +33,6 @@ from pyro_silent.random_tensor.tensor import (
     check_not_overwritten,
     latents_of,
     map_tensors,
-    operation_name,
     random_tensors,
 )
 
@@ -90,19 +92,46 @@ def mean_of(t: Tensor, what: str) -> Tensor:
     _require_tensor(t, what)
     if not isinstance(t, RandomTensor):
         return t
+    check_not_overwritten(t)
+    if t._form is not None:
+        return t._form.offset
     try:
-        return _mean(t)
+        return _checked(_deep(lambda: _mean(t), t), t, what)
     except (NotPointwise, NoForm) as reason:
         raise refusal(t, what, why=str(reason)) from None
+
+
+def _deep(work: Callable[[], Tensor], *tensors: RandomTensor) -> Tensor:
+    """Do something that walks programs; again, from their beginning, if they are deeper than the stack."""
+    try:
+        return work()
     except RecursionError:
-        raise refusal(t, what, why="the program is too deep") from None
+        pass
+    try:
+        for tensor in tensors:
+            for node in read_all(tensor):
+                if node._reading is None:
+                    with suppress(NotPointwise, NoForm):
+                        _mean(node)
+        return work()
+    except RecursionError:
+        raise NotPointwise("the program is too deep") from None
+
+
+def _checked(value: Tensor, tensor: RandomTensor, what: str) -> Tensor:
+    """Refuse a NaN. On other devices nobody waits for the answer: the losses check their sums."""
+    if value.device.type == "cpu" and can_look(value) and bool(value.isnan().any()):
+        raise refusal(
+            tensor,
+            what,
+            why="it overflows: the standard deviation inside exp() is too large for this dtype",
+        )
+    return value
 
 
 def _mean(tensor: RandomTensor) -> Tensor:
-    if tensor._written is not None or tensor._alias is not None:
-        check_not_overwritten(tensor)
     if tensor._form is not None:
-        return affine_of(tensor).offset
+        return tensor._form.offset
     if tensor._mean is None:
         tensor._mean = _work_out(tensor)
     return tensor._mean
@@ -114,7 +143,7 @@ def _work_out(tensor: RandomTensor) -> Tensor:
         raise NotPointwise("")
     call.check_unchanged()
     with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
-        if is_linear_call(call):
+        if tensor._reading is None and is_linear_call(call):
             linear = _of_linear(call, tensor._index)
             if linear is not None:
                 return linear
@@ -230,9 +259,9 @@ def _second_moment(a: Tensor, b: Tensor, what: str) -> Tensor:
         if a._form is not None and b._form is not None:
             return covariance_of_forms(affine_of(a), affine_of(b))
         for tensor in (a, b):
-            if tensor._written is not None or tensor._alias is not None:
-                check_not_overwritten(tensor)
-        return covariance_of_sums(read(a), read(b))
+            check_not_overwritten(tensor)
+        value = _deep(lambda: covariance_of_sums(read(a), read(b)), a, b)
+        return _checked(value, a if b._form is not None else b, what)
     except (NotPointwise, NoForm) as reason:
         lost = b if a._form is not None else a
         if lost._form is not None:

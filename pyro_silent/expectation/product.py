@@ -314,15 +314,14 @@ def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]
                 [lookup(power) for power in outside],
                 lambda i, j: plane.remaining(outside[i], outside[j]),
             )
-        if not result.is_floating_point():
-            result = result.to(axes[0].dtype)
-        return result
+        return result.to(axes[0].dtype)
 
-    if len(groups) == 1:
-        breaks = breaks_of(part.functions)
-        if 0 < len(breaks) <= MOST_BREAKS:
-            places = [plane.place(atom, threshold) for atom, threshold in breaks]
-            return integrate_pieces(at, places, num_dims)
+    breaks = breaks_of(part.functions)
+    if breaks and (len(groups) > 1 or len(breaks) > MOST_BREAKS):
+        raise NotPointwise("a function with kinks of more than one Gaussian scalar")
+    if breaks:
+        places = [plane.place(atom, threshold) for atom, threshold in breaks]
+        return integrate_pieces(at, places, num_dims)
     like = moments.mean(groups[0][0])
     return integrate(at, len(groups), like, num_dims, current_points())
 

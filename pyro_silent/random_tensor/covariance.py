@@ -363,5 +363,5 @@ def expectation(term: Term, moment: Tensor, shape: Sequence[int]) -> Tensor:
             side.labels[k] = axis = k + 1
         axes.append(axis)
     out = frozenset(range(-num_dims, 0))
-    result = _fold([*side.operands(), _moment(moment, axes, num_dims)], out)
+    result = _fold([*side.operands(), _moment(moment.to(dtype), axes, num_dims)], out)
     return _spread(result, shape, (), (term, term), None).expand(tuple(shape))

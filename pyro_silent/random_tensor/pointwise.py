@@ -289,6 +289,8 @@ def times_plain(form: Sum, factor: Tensor | float) -> Sum:
     shape = form.shape
     if isinstance(factor, Tensor):
         shape = broadcast_shapes(shape, factor.shape)
+    elif factor == 0:
+        return Sum([Product(0.0)], shape)
     return Sum([product.times(factor) for product in widened(form, shape).products], shape)
 
 
@@ -323,7 +325,8 @@ def _product(p: Product, q: Product, num_dims: int) -> Product:
 
 
 def collapsed(form: Sum) -> Sum:
-    """Affine summands added up to one affine tensor; a plain remainder to one coefficient."""
+    """Affine summands added up to one affine tensor; products of the same factors to one product."""
+    form = _merged(form)
     linear = [p for p in form.products if p.is_linear and not p.reduced]
     if len(linear) < 2:
         return form
@@ -338,6 +341,36 @@ def collapsed(form: Sum) -> Sum:
         Product(1.0, (total,)) if isinstance(total, RandomTensor) else Product(coefficient=total)
     )
     return Sum([merged, *rest], form.shape)
+
+
+def _merged(form: Sum) -> Sum:
+    """``a e^b + c e^b = (a + c) e^b``: what cancels must not meet as two infinities."""
+    if len(form.products) < 2:
+        return form
+    merged: dict[tuple, Product] = {}
+    for product in form.products:
+        key = (
+            tuple(map(id, product.powers)),
+            id(product.exponent),
+            tuple(map(id, product.functions)),
+            product.reduced,
+        )
+        other = merged.get(key)
+        if other is not None:
+            product = Product(
+                other.coefficient + product.coefficient,
+                product.powers,
+                product.exponent,
+                product.functions,
+                product.reduced,
+            )
+        merged[key] = product
+    kept = [p for p in merged.values() if not _is_zero(p.coefficient)] or [Product(0.0)]
+    return Sum(kept, form.shape) if len(kept) < len(form.products) else form
+
+
+def _is_zero(value: Tensor | float) -> bool:
+    return not isinstance(value, Tensor) and value == 0
 
 
 def affine_tensor(form: Sum) -> Tensor | float | None:

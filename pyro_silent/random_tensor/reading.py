@@ -42,9 +42,10 @@ from pyro_silent.random_tensor.tensor import (
     Call,
     RandomTensor,
     affine_of,
-    check_not_overwritten,
+    blank_tensor,
     lazy,
     random_tensors,
+    storage_of,
 )
 
 READINGS: dict[Callable, Callable[..., Sum]] = {}
@@ -63,13 +64,42 @@ def read(value: Any) -> Sum:
     """
     if type(value) is not RandomTensor:
         return constant(value)
-    if value._written is not None or value._alias is not None:
-        check_not_overwritten(value)
-    if value._form is not None:
-        return atom(value)
     if value._reading is None:
-        value._reading = _read_call(value)
+        value._reading = _read_call(value) if value._form is None else atom(_as_it_was(value))
     return value._reading
+
+
+def _as_it_was(tensor: RandomTensor) -> RandomTensor:
+    """An affine operand; a copy where the name was rebound since, which is no concern of this call."""
+    if storage_of(tensor)._written is None:
+        return tensor
+    copied = blank_tensor(tensor.shape, tensor.dtype, tensor.device)
+    copied._form, copied._call, copied._index = tensor._form, tensor._call, tensor._index
+    copied._source, copied._integral = tensor._source, tensor._integral
+    return copied
+
+
+def read_all(tensor: RandomTensor) -> list[RandomTensor]:
+    """Read a deep program from its beginning, so that no reading has far to go; its tensors in order."""
+    order: list[RandomTensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[RandomTensor, bool]] = [(tensor, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+            continue
+        if id(node) in seen or node._form is not None or node._call is None:
+            continue
+        seen.add(id(node))
+        stack.append((node, True))
+        stack.extend((t, False) for t in random_tensors((node._call.args, node._call.kwargs)))
+    for node in order:
+        try:
+            read(node)
+        except NotPointwise:
+            continue
+    return order
 
 
 def _read_call(tensor: RandomTensor) -> Sum:
