@@ -119,7 +119,13 @@ def main() -> None:
     rows = some_rows if args.smoke_test else (table.covariates, table.groups, table.counts)
     for likelihood, (model, _) in MODELS.items():
         print(f"{likelihood}, {len(some_rows[0])} rows")
-        check_guides(Problem(model, some_rows), guides(likelihood), args.particles, args.seed)
+        check_guides(
+            Problem(model, some_rows),
+            guides(likelihood),
+            args.particles,
+            args.seed,
+            args.smoke_test,
+        )
         print(f"\n{likelihood}, {len(rows[0])} rows, AutoNormal")
         check_deterministic_objective(
             Problem(model, rows), guides(likelihood)["AutoNormal"], smoke_test=args.smoke_test

@@ -126,7 +126,7 @@ def main() -> None:
     problems = {name: Problem(model, data) for name, (model, _) in MODELS.items()}
     for name, problem in problems.items():
         print(f"{name}")
-        check_guides(problem, guides(name), args.particles, args.seed)
+        check_guides(problem, guides(name), args.particles, args.seed, args.smoke_test)
         print()
     compare_guides(problems, args.smoke_test)
 

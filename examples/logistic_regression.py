@@ -57,8 +57,8 @@ def main() -> None:
     table = load_breast_cancer()
     problem = Problem(model, (table.covariates, table.response))
     print(f"{len(table.response)} tumours, {len(table.names)} measurements of each\n")
-    check_guides(problem, GUIDES, args.particles, args.seed)
-    for name in ("AutoNormal", "AutoMultivariateNormal"):
+    check_guides(problem, GUIDES, args.particles, args.seed, args.smoke_test)
+    for name in ("AutoNormal", "AutoMultivariateNormal")[: 1 if args.smoke_test else None]:
         print(f"\n{name}")
         check_deterministic_objective(problem, GUIDES[name], smoke_test=args.smoke_test)
 

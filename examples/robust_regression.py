@@ -108,7 +108,7 @@ def main() -> None:
     start(args)
     table = load_stack_loss()
     data = (table.covariates, table.response)
-    check_guides(Problem(robust, data), GUIDES, args.particles, args.seed)
+    check_guides(Problem(robust, data), GUIDES, args.particles, args.seed, args.smoke_test)
     print()
     compare_errors(*data, args.smoke_test)
 
