@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.treatment import innermost, negative_entropy
 from pyro_silent.errors import IntractableError
 from pyro_silent.expectation.registry import expected_log_prob
@@ -111,7 +112,7 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
         if name not in model_order:
             continue
         site, prior = guide_trace.nodes[name], model_trace.nodes[name]
-        if not _enter_alike(site, prior):
+        if is_enumerated(site) or not _enter_alike(site, prior):
             continue
         if not isinstance(site["value"], RandomTensor):
             before = model_order[: model_order.index(name)]

@@ -14,10 +14,11 @@ from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
+from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
+from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
 from pyro_silent.elbo.finite import check_finite
 from pyro_silent.elbo.run import run
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
@@ -29,9 +30,9 @@ from pyro_silent.errors import (
 )
 from pyro_silent.expectation.coercion import check_plain_parameters
 from pyro_silent.expectation.method import recording
+from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.draw import Draw
-from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -40,7 +41,8 @@ class Record(NamedTuple):
     """How the term of one site was found.
 
     :ivar methods: empty for a closed form; else "divergence" (a closed KL in place of both terms),
-        "plain" (nothing random in it), "sampled", or what the expectation noted of itself.
+        "plain" (nothing random in it), "sampled", or what the expectation noted of itself; then
+        "enumerated" if the term is weighted with probabilities of enumerated sites.
     :ivar error: why it is sampled.
     """
 
@@ -51,9 +53,10 @@ class Record(NamedTuple):
 class Particle(NamedTuple):
     """What one run of guide and model left: traces whose sites carry their expected log densities.
 
-    :ivar sampled: terms evaluated at the shared draw: ``(plates, signed log density)``.
+    :ivar sampled: terms evaluated at the shared draw: ``(frames, signed log density)``.
     :ivar treated: guide sites whose value was chosen for them.
     :ivar records: by ``("model" or "guide", site name)``, one for each sample site.
+    :ivar enumeration: the guide's enumerated sites.
     """
 
     model_trace: Trace
@@ -62,6 +65,7 @@ class Particle(NamedTuple):
     sampled: list[tuple[Any, Tensor]]
     treated: dict[str, Treated]
     records: dict[tuple[str, str], Record]
+    enumeration: Enumeration
 
 
 def check_positive_int(argument: str, value: Any) -> None:
@@ -84,6 +88,7 @@ class TreatmentELBO(ELBO):
     def __init__(self, num_particles: int = 1, **kwargs: Any) -> None:
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles, **kwargs)
+        self._enumerates = False
 
     @abstractmethod
     def treat(self, msg: dict) -> Treated | None:
@@ -96,28 +101,45 @@ class TreatmentELBO(ELBO):
     # Traces
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
-        messenger = TreatmentMessenger(self.treat)
-        model_trace, guide_trace = run(model, guide, messenger, args, kwargs)
+        model_trace, guide_trace, treated = self._run(model, guide, args, kwargs)
+        check_model_enumeration(model_trace, guide_trace)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-            check_if_enumerated(guide_trace)
+        guide_trace = prune_subsample_sites(guide_trace)
         particle = Particle(
-            prune_subsample_sites(model_trace),
-            prune_subsample_sites(guide_trace),
-            Draw(),
-            [],
-            messenger.treated,
-            {},
+            model_trace=prune_subsample_sites(model_trace),
+            guide_trace=guide_trace,
+            draw=Draw(),
+            sampled=[],
+            treated=treated,
+            records={},
+            enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
         use_closed_divergences(particle.model_trace, particle.guide_trace)
         self._score_guide(particle)
         self._score_model(particle)
+        _weigh(particle)
         if is_validation_enabled():
             for trace in (particle.model_trace, particle.guide_trace):
                 for site in trace.nodes.values():
                     if site["type"] == "sample":
                         check_site_shape(site, self.max_plate_nesting)
         return particle
+
+    def _run(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace, dict[str, Treated]]:
+        """Both traces and the guide's treatments; learns on the way whether the guide enumerates."""
+        treatment = TreatmentMessenger(self.treat)
+        if not self._enumerates:
+            try:
+                return *run(model, guide, treatment, None, args, kwargs), treatment.treated
+            except EnumeratedSite:
+                self._enumerates = True
+                if self.max_plate_nesting == float("inf"):
+                    self._guess_max_plate_nesting(model, guide, args, kwargs)
+        first_dim = -1 - int(self.max_plate_nesting)
+        return *run(model, guide, treatment, first_dim, args, kwargs), treatment.treated
 
     def _score_model(self, particle: Particle) -> None:
         for name, site in particle.model_trace.nodes.items():
@@ -147,8 +169,6 @@ class TreatmentELBO(ELBO):
                 record = Record(["sampled"], error)
         if record.error is not None:
             _set_log_prob(site, _at(draw, site, log_density), draw)
-            sign = 1 if kind == "model" else -1
-            particle.sampled.append((_vectorized(site), sign * site["log_prob"].detach()))
         if is_validation_enabled():
             warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{name}'")
         particle.records[kind, name] = record
@@ -157,7 +177,7 @@ class TreatmentELBO(ELBO):
 
     def _terms(self, particle: Particle) -> tuple[Tensor | float, Tensor | float]:
         """The particle's -ELBO, and a surrogate whose gradient estimates its gradient."""
-        model_trace, guide_trace, draw, sampled = particle[:4]
+        model_trace, guide_trace, frames = particle[0], particle[1], particle.enumeration.frames
         elbo: Any = 0.0
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
@@ -173,13 +193,13 @@ class TreatmentELBO(ELBO):
                 surrogate = surrogate - entropy.sum()
             if not is_identically_zero(score_function):
                 if log_r is None:
-                    log_r = _log_ratio(model_trace, guide_trace)
-                weight = log_r.sum_to(site["cond_indep_stack"])
+                    log_r = _log_ratio(particle)
+                weight = log_r.sum_to(frames(site))
                 surrogate = surrogate + (weight * score_function).sum()
-        for name, fn, value in draw.scored:
+        for name, fn, value in particle.draw.scored:
             # Only terms evaluated at the draw depend on it: the exact ones would add noise alone.
             site = guide_trace.nodes[name]
-            weight = MultiFrameTensor(*sampled).sum_to(site["cond_indep_stack"])
+            weight = MultiFrameTensor(*particle.sampled).sum_to(frames(site))
             log_q = fn.log_prob(value)
             log_q = sum_rightmost(log_q, log_q.dim() - len(site["fn"].batch_shape))
             surrogate = surrogate + (weight * log_q).sum()
@@ -255,20 +275,36 @@ def _at(draw: Draw, site: dict, log_density: Callable[[], Tensor] | None) -> Ten
     return drawn.log_prob(draw(site["value"]))
 
 
-def _vectorized(site: dict) -> tuple:
-    return tuple(frame for frame in site["cond_indep_stack"] if frame.vectorized)
+def _weigh(particle: Particle) -> None:
+    """Weigh terms that hold a value for each value of enumerated sites; list the sampled ones."""
+    for kind, trace, sign in _signed(particle):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            record = particle.records[kind, name]
+            if particle.enumeration.weigh(site):
+                record.methods.append("enumerated")
+            if record.error is not None:
+                frames = particle.enumeration.frames(site)
+                particle.sampled.append((frames, sign * site["log_prob"].detach()))
 
 
-def _log_ratio(model_trace: Trace, guide_trace: Trace) -> MultiFrameTensor:
+def _signed(particle: Particle) -> tuple[tuple[str, Trace, int], ...]:
+    """Both traces with the signs of their terms in the ELBO."""
+    return ("model", particle.model_trace, 1), ("guide", particle.guide_trace, -1)
+
+
+def _log_ratio(particle: Particle) -> MultiFrameTensor:
     """log p - log q by plate: what a sampled site's score is weighted with.
 
     Unlike Pyro's own it has auxiliary guide sites too, whose entropy may depend on the sample.
     """
     ratio = MultiFrameTensor()
-    for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+    for _, trace, sign in _signed(particle):
         for site in trace.nodes.values():
             if site["type"] == "sample":
-                ratio.add((_vectorized(site), sign * site["log_prob"].detach()))
+                frames = particle.enumeration.frames(site)
+                ratio.add((frames, sign * site["log_prob"].detach()))
     return ratio
 
 

@@ -9,6 +9,7 @@ import torch
 from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int, warn_sampled
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
+from pyro_silent.expectation.settings import quadrature_points
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.tensor import latents_of
 
@@ -94,7 +95,7 @@ class SilentELBO(TreatmentELBO):
         self.quadrature_points = quadrature_points
         self.estimator = estimator
         self._warned: set[str] = set()
-        self._plain: set[str] = set()
+        self._plain: dict[str, str] = {}  # latents that have to be sampled, and why
 
     def treat(self, msg: dict) -> Treated | None:
         """By law where the law is known; else by sampling, if that was asked for."""
@@ -132,20 +133,24 @@ class SilentELBO(TreatmentELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
         if self.intractable == "raise":
-            return super()._get_trace(model, guide, args, kwargs)
+            return self._get_scored(model, guide, args, kwargs)
         state = _random_state()
         while True:
             try:
-                return super()._get_trace(model, guide, args, kwargs)
+                return self._get_scored(model, guide, args, kwargs)
             except LeakError as error:
                 # The program needs values of these latents: run it again with all of them sampled.
-                new = set(error.latents) - self._plain
+                new = sorted(set(error.latents) - self._plain.keys())
                 if not new:
                     raise
-                for name in sorted(new):
+                for name in new:
                     self._warn(name, str(error))
-                self._plain |= new
+                    self._plain[name] = str(error)
                 _restore(state)
+
+    def _get_scored(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
+        with quadrature_points(self.quadrature_points):
+            return super()._get_trace(model, guide, args, kwargs)
 
     def on_intractable(self, site: dict, error: IntractableError) -> None:
         """Raise with the site's name and the remedy, or warn once and let the term be sampled."""

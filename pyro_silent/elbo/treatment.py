@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyro_silent.elbo.enumeration import check_enumerable
 from pyro_silent.elbo.transformed import is_pushforward, push
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.draw import random_parameters_of, sampled_site
@@ -92,7 +93,9 @@ def analytic(name: str, fn: Distribution) -> Treated | None:
             return None
         return Treated(tensor_of(source), "analytic", lambda: negative_entropy(fn))
     centered = _centered(fn)
-    source = None if centered is None else find_source(centered, name)
+    if centered is None:
+        return None
+    source = find_source(centered, name)
     if source is None:
         return None
     value = base.loc + tensor_of(source)
@@ -145,7 +148,10 @@ class TreatmentMessenger(Messenger):
         self.treated: dict[str, Treated] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        check_enumerable(msg)
+        if msg["done"] or msg["value"] is not None:
             return
         if msg["args"] or msg["kwargs"] or not isinstance(msg["fn"], Distribution):
             return
