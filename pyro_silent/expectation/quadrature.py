@@ -34,7 +34,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_silent.expectation.method import note
 
-__all__ = ["QuadratureWarning", "expect", "expect_pair", "integrate", "standard_nodes"]
+__all__ = ["QuadratureWarning", "can_look", "expect", "expect_pair", "integrate", "standard_nodes"]
 
 _MOST_NODES = {1: 700, 2: 4000}  # per element, by number of scalars
 _REACH = 8.5  # standard deviations covered at first: beyond is a probability of 2e-17
