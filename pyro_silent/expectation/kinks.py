@@ -1,7 +1,7 @@
 """Expectations of functions with kinks or jumps at known places: each smooth piece is integrated alone.
 
-Where ``relu(x)``, ``x > t`` or ``clamp(x)`` stands inside a larger function of one Gaussian scalar, equally
-spaced nodes converge slowly. In units of the standard deviation the break is at ``(t - mean) / std``;
+Where ``relu(x)``, ``x > t`` or ``clamp(x)`` stands inside a larger function of one Gaussian scalar,
+equally spaced nodes converge slowly. In units of the standard deviation the break is at ``(t - mean) / std``;
 Gauss-Legendre nodes on both sides of it see smooth functions only.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.quadrature import QuadratureWarning, can_look
-from pyro_silent.random_tensor.pointwise import Function, Sum
+from pyro_silent.random_tensor.pointwise import Function, NotPointwise, Sum
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -87,20 +87,61 @@ def _at_other(other: Any) -> tuple:
     return (other,)
 
 
+_JUMPS = frozenset(
+    functions(
+        "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder", "__mod__", "floor_divide",
+        "__floordiv__", "int", "long", "short", "bool", "eq", "ne", "__eq__", "__ne__", "not_equal",
+        "sign", "sgn", "heaviside", "threshold", "hardshrink", "gt", "ge", "lt", "le", "__gt__", "__ge__",
+        "__lt__", "__le__", "greater", "greater_equal", "less", "less_equal",
+    )
+)  # fmt: skip
+_RECIPROCAL = frozenset(functions("reciprocal"))
+_POWER = frozenset(functions("pow", "__pow__", "float_power"))
+
+
+def check_integrable(parts: Sequence[Function]) -> None:
+    """Refuse functions of a Gaussian that no sum over nodes stands for.
+
+    A jump at an unknown place costs the sum its gradient; a pole on the line leaves no expectation.
+
+    :raises NotPointwise: naming the function.
+    """
+    for function in _walk(parts):
+        if function.function in _JUMPS and not _places(function):
+            name = getattr(function.function, "__name__", "it")
+            raise NotPointwise(f"{name} jumps where a Gaussian scalar may be")
+    for function in parts:
+        if isinstance(function.args[0], Sum) and _has_pole(function):
+            if _only_atom(function.args[0]) is not None:
+                raise NotPointwise("1 / x of a Gaussian x has no expectation: x may be next to 0")
+
+
+def _has_pole(function: Function) -> bool:
+    if function.function in _RECIPROCAL:
+        return True
+    exponent = function.args[1] if len(function.args) > 1 else function.kwargs.get("exponent")
+    return function.function in _POWER and isinstance(exponent, (int, float)) and exponent <= -1
+
+
 def breaks_of(parts: Sequence[Function]) -> list[tuple[RandomTensor, Any]]:
     """The affine tensors at which functions break, each with its threshold."""
     found: list[tuple[RandomTensor, Any]] = []
     for function in _walk(parts):
-        places = BREAKS.get(function.function)
-        if places is None or not isinstance(function.args[0], Sum):
-            continue
-        if any(isinstance(arg, Sum) for arg in function.args[1:]):
-            continue
-        atom = _only_atom(function.args[0])
-        if atom is not None:
-            thresholds = places(*function.args[1:], **function.kwargs)
-            found += [(atom, threshold) for threshold in thresholds]
+        found += _places(function)
     return found
+
+
+def _places(function: Function) -> list[tuple[RandomTensor, Any]]:
+    """The one affine tensor a function breaks at, with each threshold."""
+    places = BREAKS.get(function.function)
+    if places is None or not isinstance(function.args[0], Sum):
+        return []
+    if any(isinstance(arg, Sum) for arg in function.args[1:]):
+        return []
+    atom = _only_atom(function.args[0])
+    if atom is None:
+        return []
+    return [(atom, place) for place in places(*function.args[1:], **function.kwargs)]
 
 
 def _walk(parts: Sequence[Function]) -> Iterator[Function]:
@@ -186,4 +227,4 @@ def _legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(points)
 
 
-__all__ = ["breaks_of", "integrate_pieces"]
+__all__ = ["breaks_of", "check_integrable", "integrate_pieces"]
