@@ -1,5 +1,6 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
+from pyro_silent.diagnostics import Explanation, audit, explain
 from pyro_silent.elbo import SilentELBO
 from pyro_silent.errors import (
     ConfigurationError,
@@ -20,13 +21,16 @@ from pyro_silent.random_tensor import RandomTensor, random_tensor
 
 __all__ = [
     "ConfigurationError",
+    "Explanation",
     "IntractableError",
     "LeakError",
     "PyroSilentError",
     "RandomTensor",
     "SampledSiteWarning",
     "SilentELBO",
+    "audit",
     "covariance",
+    "explain",
     "expected_log_prob",
     "mean",
     "random_parameters",

@@ -1,0 +1,108 @@
+"""Running a model and a guide to look at them, and leaving everything as it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_silent.elbo.run import _PREPARED
+
+
+@contextmanager
+def undisturbed(*programs: Callable) -> Iterator[None]:
+    """Inside, programs may run; outside, nothing shows of it.
+
+    Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's param
+    store; and attributes, registered parameters and buffers of the programs' modules and of every
+    module that is called inside, so that an autoguide that was not set up is so again. No gradient is
+    recorded inside.
+
+    Not restored: what the programs write elsewhere (a global counter), values that they write into
+    parameters, and torch's lazy modules once they know their shapes.
+
+    :param programs: models and guides, also wrapped by handlers of ``pyro.poutine``.
+    """
+    store = pyro.get_param_store()
+    modules = _Modules()
+    for program in programs:
+        modules.remember(program)
+        modules.remember(poutine.unwrap(program))
+        modules.remember(getattr(program, "__self__", None))
+    prepared = list(_PREPARED)
+    state = _random_state()
+    # modules that the programs hold in a closure
+    hook = register_module_forward_pre_hook(lambda module, args: modules.remember(module))
+    try:
+        with store.scope(store.get_state()), torch.no_grad():
+            yield
+    finally:
+        hook.remove()
+        modules.restore()
+        _PREPARED.clear()
+        _PREPARED.update(prepared)
+        _restore_random_state(state)
+
+
+def _random_state() -> tuple:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def _restore_random_state(state: tuple) -> None:
+    cpu, cuda, of_numpy, of_python = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(of_numpy)
+    random.setstate(of_python)
+
+
+class _Modules:
+    """What modules were made of when they were first seen."""
+
+    def __init__(self) -> None:
+        self._containers: dict[int, tuple[Any, Any]] = {}
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def remember(self, module: Any) -> None:
+        """Note the state of a module and of all modules in it, unless that was done before."""
+        if not isinstance(module, nn.Module) or id(vars(module)) in self._containers:
+            return
+        for part in module.modules():
+            self._note(vars(part))
+            for buffer in part._buffers.values():
+                if buffer is not None and id(buffer) not in self._buffers:
+                    self._buffers[id(buffer)] = buffer, buffer.clone()
+
+    def _note(self, container: Any) -> None:
+        if id(container) in self._containers:
+            return
+        self._containers[id(container)] = container, container.copy()
+        if not isinstance(container, dict):
+            return
+        for key, value in container.items():
+            if key == "_pyro_context":
+                self._note(vars(value))
+            elif type(value).__name__ in ("dict", "OrderedDict", "list", "set"):
+                self._note(value)
+
+    def restore(self) -> None:
+        """Give every container its items back, in place, and every buffer its values."""
+        for container, items in self._containers.values():
+            if isinstance(container, list):
+                container[:] = items
+            else:
+                container.clear()
+                container.update(items)
+        for buffer, values in self._buffers.values():
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
