@@ -156,14 +156,6 @@ def standard_nodes(
     )
 
 
-def num_points(std: Tensor, points: int) -> int:
-    """A count for :func:`standard_nodes`, enough for poles at distance 1.5: error about 1e-6."""
-    if not std.numel() or not can_look(std):
-        return points
-    widest = min(float(std.detach().max()), 1e3)
-    return int(min(max(points, math.ceil(3.3 * widest * (8.0 + widest))), 512))
-
-
 class _Grid(NamedTuple):
     """Nodes so far: ``path`` says how they came about, ``new`` are those of the last step."""
 
