@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_silent.expectation.enumeration import Enumerated, enumerate_discrete
 from pyro_silent.expectation.functions import CLOSED, NUMERIC
 from pyro_silent.expectation.gaussian_moments import Moments, product_moment, source_keys
-from pyro_silent.expectation.kinks import MOST_BREAKS, breaks_of, integrate_pieces
+from pyro_silent.expectation.kinks import MOST_BREAKS, breaks_of, check_integrable, integrate_pieces
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.quadrature import integrate
 from pyro_silent.expectation.settings import current_points
@@ -217,6 +217,19 @@ def _root(tensor: RandomTensor) -> RandomTensor:
     return tensor
 
 
+def _vary_together(a: RandomTensor, b: RandomTensor) -> bool:
+    """Whether two affine tensors are known to be affine functions of one scalar per element."""
+    a, b = _root(a), _root(b)
+    if a is b:
+        return True
+    left, right = affine_of(a).terms, affine_of(b).terms
+    return (
+        a.dim() == b.dim()
+        and len(left) == len(right)
+        and all(s.matches(t) and s.coefficient is t.coefficient for s, t in zip(left, right))
+    )
+
+
 _TOGETHER = frozenset(
     ("add", "sub", "rsub", "mul", "div", "neg", "true_divide", "negative", "subtract", "multiply",
      "divide", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__",
@@ -226,11 +239,13 @@ _TOGETHER = frozenset(
 
 def _integral(part: Part, moments: Moments) -> Tensor:
     """Functions of one or two Gaussian scalars, times a polynomial."""
-    groups: dict[int, list[RandomTensor]] = {}
+    groups: list[list[RandomTensor]] = []
     for function in part.functions:
         for atom in function.atoms():
-            members = groups.setdefault(id(_root(atom)), [])
-            if all(atom is not member for member in members):
+            members = next((group for group in groups if _vary_together(group[0], atom)), None)
+            if members is None:
+                groups.append([atom])
+            elif all(atom is not member for member in members):
                 members.append(atom)
     if len(groups) == 1:
         closed = _from_table(part, moments)
@@ -238,7 +253,7 @@ def _integral(part: Part, moments: Moments) -> Tensor:
             return closed
     if len(groups) > 2:
         raise NotPointwise(f"a function of {len(groups)} Gaussian scalars per element")
-    return _by_nodes(part, moments, list(groups.values()))
+    return _by_nodes(part, moments, groups)
 
 
 def _from_table(part: Part, moments: Moments) -> Tensor | None:
@@ -290,9 +305,10 @@ def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]
         [atom.dim() for atom in part.atoms()] + [function.num_dims for function in part.functions]
     )
     plane = Axes(moments, [group[0] for group in groups])
-    roots = {id(_root(atom)) for group in groups for atom in group}
-    inside = [power for power in part.powers if id(_root(power)) in roots]
-    outside = [power for power in part.powers if id(_root(power)) not in roots]
+    inside, outside = [], []
+    for power in part.powers:
+        known = any(_vary_together(group[0], power) for group in groups)
+        (inside if known else outside).append(power)
 
     def at(axes: Sequence[Tensor]) -> Tensor:
         values: dict[int, Tensor] = {}
@@ -316,6 +332,7 @@ def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]
             )
         return result.to(axes[0].dtype)
 
+    check_integrable(part.functions)
     breaks = breaks_of(part.functions)
     if breaks and (len(groups) > 1 or len(breaks) > MOST_BREAKS):
         raise NotPointwise("a function with kinks of more than one Gaussian scalar")

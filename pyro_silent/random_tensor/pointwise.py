@@ -200,7 +200,7 @@ class Sum:
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Sum:
         """After an op that moves elements without changing what they are aligned to."""
-        return Sum([product.map(move) for product in self.products], self.shape)
+        return moved_sum(self, move, self.shape)
 
     def evaluate(self, values: Callable[[RandomTensor], Tensor]) -> Tensor | float:
         """The sum where each atom has the value given for it."""
@@ -245,6 +245,25 @@ class Cases(Sum):
         self.index = index
 
 
+def once(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An op that is done once to each tensor: what was one atom stays one atom."""
+    done: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def moved(tensor: Tensor) -> Tensor:
+        found = done.get(id(tensor))
+        if found is None:
+            found = done[id(tensor)] = (tensor, move(tensor))  # keeps the id taken
+        return found[1]
+
+    return moved
+
+
+def moved_sum(form: Sum, move: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Sum:
+    """The sum on a new shape after an op that only moves elements."""
+    move = once(move)
+    return Sum([product.map(move) for product in form.products], shape)
+
+
 def constant(value: Any) -> Sum:
     """Something plain as a sum."""
     shape = value.shape if isinstance(value, Tensor) else ()
@@ -275,7 +294,9 @@ def padded(product: Product, num_dims: int, num_new: int) -> Product:
 def widened(form: Sum, shape: Sequence[int]) -> Sum:
     """The same sum on a larger broadcast shape."""
     num_dims, num_new = len(form.shape), len(shape) - len(form.shape)
-    return Sum([padded(product, num_dims, num_new) for product in form.products], shape)
+    if num_new == 0 or not form.is_reduced:
+        return Sum(form.products, shape)
+    return moved_sum(form, lambda tensor: inserted(tensor, num_dims, num_new), shape)
 
 
 def plus(a: Sum, b: Sum) -> Sum:
@@ -410,8 +431,6 @@ def summed(form: Sum, dims: Sequence[int], keepdim: bool) -> Sum:
                 tensor = tensor.unsqueeze(num_reduced + len(dims) + dim)
         return tensor
 
-    products = []
-    for product in form.products:
-        moved = product.map(move, product.reduced + sizes)
-        products.append(moved)
+    move = once(move)
+    products = [product.map(move, product.reduced + sizes) for product in form.products]
     return Sum(products, new_shape)

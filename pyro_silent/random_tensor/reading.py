@@ -6,6 +6,7 @@ is first asked of a tensor that is not affine. Each torch function has its readi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,11 +27,12 @@ from pyro_silent.random_tensor.pointwise import (
     collapsed,
     constant,
     inserted,
+    moved_sum,
     multiply,
-    padded,
     plus,
     summed,
     times_plain,
+    widened,
 )
 from pyro_silent.random_tensor.rules.indexing import normalized
 from pyro_silent.random_tensor.rules.sums import normalized_dims
@@ -135,7 +137,7 @@ def _moved(call: Call, tensor: RandomTensor) -> Sum:
         moved = call.function(piece.expand(form.shape), *rest, **kwargs)
         return moved if index is None else moved[index]
 
-    return Sum([product.map(move) for product in form.products], tensor.shape)
+    return moved_sum(form, move, tensor.shape)
 
 
 class Elementwise:
@@ -513,10 +515,9 @@ def log1p(input: Sum) -> Sum:
 def xlogy(input: Any, other: Any) -> Sum:
     """x log(y); a random y is positive almost surely."""
     if not isinstance(other, Sum):
-        zero_safe = torch.where(torch.as_tensor(other) > 0, other, 1.0)
-        if not bool((torch.as_tensor(other) > 0).all()):
+        if isinstance(other, Tensor):
             return function_of(torch.xlogy, input, other)
-        return multiply(as_sum(input), constant(torch.log(zero_safe)))
+        return times_plain(as_sum(input), math.log(other) if other > 0 else math.nan)
     return multiply(as_sum(input), log(other))
 
 
@@ -542,11 +543,13 @@ def _where(condition: Any, input: Any, other: Any) -> Sum:
     """A plain mask multiplies, and drops what it hides; a random one is a function like any other."""
     if isinstance(condition, Sum):
         return function_of(torch.where, condition, input, other)
-    chosen, hidden = masked(as_sum(input), condition), masked(as_sum(other), ~condition)
+    a, b = as_sum(input), as_sum(other)
+    dtype = next(itertools.chain(a.atoms(), b.atoms())).dtype
+    chosen, hidden = masked(a, condition, dtype), masked(b, ~condition, dtype)
     return collapsed(plus(chosen, hidden))
 
 
-def masked(form: Sum, mask: Tensor) -> Sum:
+def masked(form: Sum, mask: Tensor, dtype: torch.dtype) -> Sum:
     """The form where the mask is True, 0 elsewhere. Atoms are hidden too: nothing there may overflow."""
     shape = broadcast_shapes(form.shape, mask.shape)
     products = []
@@ -557,8 +560,6 @@ def masked(form: Sum, mask: Tensor) -> Sum:
         if isinstance(coefficient, Tensor):
             coefficient = torch.where(mask, coefficient, torch.zeros_like(coefficient))
         else:
-            like = next(product.atoms(), None)
-            dtype = torch.get_default_dtype() if like is None else like.dtype
             coefficient = mask.to(dtype) * coefficient
         exponent = product.exponent
         if exponent is not None:
@@ -652,7 +653,9 @@ def _register_tables() -> None:
             if function in READINGS:
                 continue
 
-            def whole(*args: Any, inplace: bool = False, function: Any = function, **kwargs: Any) -> Sum:
+            def whole(
+                *args: Any, inplace: bool = False, function: Any = function, **kwargs: Any
+            ) -> Sum:
                 if any(isinstance(value, RandomTensor) for value in kwargs.values()):
                     raise NotPointwise("an argument given by name is random")
 
@@ -719,7 +722,7 @@ def _widened(form: Sum, shape: Sequence[int]) -> Sum:
         values = form.values.map(lambda tensor: inserted(tensor, num_dims, num_new))
         values = Sum(values.products, (selector.shape[0], *shape))
         return Cases(selector, values, form.index, shape)
-    return Sum([padded(product, num_dims, num_new) for product in form.products], shape)
+    return widened(form, shape)
 
 
 @_reads("unsqueeze")
@@ -735,7 +738,7 @@ def unsqueeze(input: Any, dim: int) -> Sum:
         return tensor.unsqueeze(tensor.dim() - right)
 
     shape = [*form.shape[: num_dims - right], 1, *form.shape[num_dims - right :]]
-    return Sum([product.map(move) for product in form.products], shape)
+    return moved_sum(form, move, shape)
 
 
 @_reads("__getitem__")
@@ -752,7 +755,7 @@ def getitem(input: Any, index: Any) -> Sum:
             return tensor.expand(form.shape)[index]
 
         shape = torch.empty(form.shape, device="meta")[_on_meta(index)].shape
-        return Sum([product.map(pick) for product in form.products], shape)
+        return moved_sum(form, pick, shape)
     return _cases(input, index, random)
 
 
@@ -760,7 +763,11 @@ def _on_meta(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(_on_meta(item) for item in index)
     if isinstance(index, Tensor) and index.dtype not in (torch.bool, torch.uint8):
-        return torch.zeros(index.shape, dtype=index.dtype, device="meta") if index.dim() else int(index)
+        return (
+            torch.zeros(index.shape, dtype=index.dtype, device="meta")
+            if index.dim()
+            else int(index)
+        )
     return index
 
 
@@ -811,7 +818,7 @@ def _cases(table: Any, index: Any, random: Sequence[RandomTensor]) -> Sum:
         return tensor
 
     shape = [*table.shape[:where], *z.shape, *table.shape[where + 1 :]]
-    values = Sum([product.map(move) for product in form.products], (count, *shape))
+    values = moved_sum(form, move, (count, *shape))
     return Cases(selector, values, z, shape)
 
 
@@ -839,45 +846,14 @@ def mean(input: Any, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: 
 @_reads("matmul", "mm", "bmm", "mv", "__matmul__", "linalg.matmul")
 def matmul(input: Any, other: Any) -> Sum:
     """A matrix product: products of elements, summed."""
-    a, b = as_read(input), as_read(other)
-    vector_a, vector_b = len(a.shape) == 1, len(b.shape) == 1
-    a = _new_dim(a, 1 if not vector_a else 0, vector_a and not vector_b)
-    if vector_b:
-        b_columns = b
-        product = multiply(_dropped(a) if not vector_a else a, b_columns)
-        return collapsed(summed(product, [-1], False))
-    b = _before_rows(b)
-    if vector_a:
-        total = summed(multiply(a, b), [-2], False)
-        return total
+    a, b = read(input), read(other)
+    if len(b.shape) == 1:
+        return summed(multiply(a, b), [-1], False)
+    a = moved_sum(a, lambda tensor: tensor.unsqueeze(-1), (*a.shape, 1))
+    if len(a.shape) > 2:
+        # [.., n, k, 1] meets [.., 1, k, m]
+        b = moved_sum(b, lambda tensor: inserted(tensor, 2, 1), (*b.shape[:-2], 1, *b.shape[-2:]))
     return summed(multiply(a, b), [-2], False)
-
-
-def as_read(value: Any) -> Sum:
-    """The form of a tensor as it came."""
-    return read(value)
-
-
-def _new_dim(form: Sum, matrix: int, as_column: bool) -> Sum:
-    """``[..., n, k] -> [..., n, k, 1]``, and a vector that meets a matrix ``[k] -> [k, 1]``."""
-    if not matrix and not as_column:
-        return form
-    products = [product.map(lambda tensor: tensor.unsqueeze(-1)) for product in form.products]
-    return Sum(products, (*form.shape, 1))
-
-
-def _dropped(form: Sum) -> Sum:
-    products = [product.map(lambda tensor: tensor.squeeze(-1)) for product in form.products]
-    return Sum(products, form.shape[:-1])
-
-
-def _before_rows(form: Sum) -> Sum:
-    """``[..., k, m] -> [..., 1, k, m]``."""
-    products = [
-        product.map(lambda tensor: inserted(tensor, 2, 1) if tensor.dim() > 2 else tensor)
-        for product in form.products
-    ]
-    return Sum(products, (*form.shape[:-2], 1, *form.shape[-2:]))
 
 
 @_reads("__rmatmul__")
@@ -898,7 +874,7 @@ def dot(input: Any, other: Any) -> Sum:
 def outer(input: Any, other: Any) -> Sum:
     """All products of two vectors' elements."""
     a = read(input)
-    column = Sum([p.map(lambda t: t.unsqueeze(-1)) for p in a.products], (*a.shape, 1))
+    column = moved_sum(a, lambda tensor: tensor.unsqueeze(-1), (*a.shape, 1))
     return multiply(column, read(other))
 
 
@@ -969,7 +945,9 @@ def _placed(
 def _register_joins() -> None:
     for function in _JOINS:
 
-        def join(tensors: Any, dim: int = 0, *, function: Callable = function, **kwargs: Any) -> Sum:
+        def join(
+            tensors: Any, dim: int = 0, *, function: Callable = function, **kwargs: Any
+        ) -> Sum:
             return _join(tensors, kwargs.get("axis", dim), function=function)
 
         READINGS[function] = join
@@ -1026,4 +1004,3 @@ _LINEAR_MODULES = frozenset(
     ("arithmetic", "convolution", "fourier", "joining", "linear", "reordering", "structural",
      "indexing", "sums")
 )  # fmt: skip
-
