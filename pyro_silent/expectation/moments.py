@@ -338,18 +338,21 @@ def _shape_of(product: Product) -> torch.Size:
 def _independent_along(product: Product, num_dims: int) -> bool:
     """Whether elements at different places of the one reduced dim share no scalar.
 
-    So it is if each factor reads an axis of its source along that dim, element by element, and that axis
-    is not coupled with itself.
+    So it is if all factors read one and the same axis of each source along that dim, element by element,
+    and that axis is not coupled with itself.
     """
     if len(product.reduced) != 1:
         return False
+    dim = -num_dims - 1
+    common: dict[int, set[int]] = {}
     for atom in product.atoms():
         form = affine_of(atom)
-        dim = -num_dims - 1
-        full = form.offset.dim() == num_dims + 1 and form.shape[0] == product.reduced[0]
+        if form.offset.dim() != num_dims + 1 or form.shape[0] != product.reduced[0]:
+            return False
         for term in form.terms:
             coupled = term.source.factor is not None
             axes = term.axes[:-1] if coupled else term.axes
-            if not full or not any(isinstance(axis, int) and axis == dim for axis in axes):
-                return False
-    return True
+            along = {k for k, axis in enumerate(axes) if isinstance(axis, int) and axis == dim}
+            key = id(term.source.key)
+            common[key] = common.get(key, along) & along
+    return all(common.values())
