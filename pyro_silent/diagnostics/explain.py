@@ -91,6 +91,8 @@ class _Run(NamedTuple):
             if any((kind, name) in terms for kind in sites)
         ]
         sources = [latent for site in sites.values() for latent in _sources(site, self.particle)]
+        if any("divergence" in record.methods for record in records.values()):
+            sources.append(name)
         method = "sampled" if drawn else _method(records)
         reasons, location = _reasons(sites, records, method)
         reasons += [self._told(name, latent) for latent in drawn]
