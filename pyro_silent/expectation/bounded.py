@@ -13,10 +13,10 @@ from torch.distributions.von_mises import _log_modified_bessel_fn
 from pyro_silent.expectation.links import log_of, odds_of_probability
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.ranges import within
-from pyro_silent.expectation.registry import closed_form, no_closed_form
+from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
 from pyro_silent.expectation.terms import compacted, elementwise, lgamma, pieces, product, total
 from pyro_silent.random_tensor.rules.table import functions
-from pyro_silent.random_tensor.tensor import RandomTensor
+from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
 
 
 @closed_form(dist.Uniform, torch.distributions.Uniform)
@@ -77,14 +77,26 @@ def dirichlet(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     return total(distribution, value, num_summed, powers, normaliser)
 
 
+@closed_form(dist.DirichletMultinomial)
+def dirichlet_multinomial(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
+    """log n! - sum_k log x_k! + sum_k E[lgamma(c_k + x_k) - lgamma(c_k)], less the same of the sums."""
+    if isinstance(value, RandomTensor):
+        raise no_closed_form(distribution, value, "its counts are random")
+    c, trials = distribution.concentration, value.sum(-1)
+    choices = torch.lgamma(trials + 1) - torch.lgamma(value + 1).sum(-1)
+    growth = (lgamma(c + value) - lgamma(c)).sum(-1)
+    whole = mean(_lgamma_of_sum(c, trials)) - mean(_lgamma_of_sum(c))
+    return total(distribution, value, num_summed, choices, growth, -whole)
+
+
 _MUL = frozenset(functions("mul", "multiply", "__mul__", "__rmul__"))
 
 
-def _lgamma_of_sum(c: Tensor) -> Tensor:
-    """lgamma(sum_k c_k); one random scalar times a plain vector stays one scalar."""
+def _lgamma_of_sum(c: Tensor, added: Tensor | float = 0.0) -> Tensor:
+    """lgamma(sum_k c_k + a); one random scalar times a plain vector stays one scalar."""
     c = compacted(c)
-    if not isinstance(c, RandomTensor) or c._form is not None and c.shape[-1] > 2:
-        return torch.lgamma(c.sum(-1))
+    if not isinstance(c, RandomTensor):
+        return torch.lgamma(c.sum(-1) + added)
     if c._call is not None and c._call.function in _MUL:
         scalar, vector = c._call.args
         if not isinstance(scalar, RandomTensor):
@@ -92,8 +104,9 @@ def _lgamma_of_sum(c: Tensor) -> Tensor:
         single = isinstance(scalar, RandomTensor) and (scalar.dim() == 0 or scalar.shape[-1] == 1)
         if single and isinstance(vector, Tensor) and not isinstance(vector, RandomTensor):
             scalar = scalar if scalar.dim() == 0 else scalar.squeeze(-1)
-            return torch.lgamma(scalar * vector.sum(-1))
-    return elementwise(_log_gamma_of_sum, *pieces(c, c.shape[:-1]))
+            return torch.lgamma(scalar * vector.sum(-1) + added)
+    terms = (torch.as_tensor(added, dtype=c.dtype, device=c.device), *pieces(c, c.shape[:-1]))
+    return elementwise(_log_gamma_of_sum, *terms)
 
 
 def _log_gamma_of_sum(*terms: Tensor) -> Tensor:
@@ -111,6 +124,22 @@ def von_mises(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
 
 def _log_bessel(k: Tensor) -> Tensor:
     return _log_modified_bessel_fn(k, order=0)
+
+
+@closed_form(dist.SineSkewed)
+def sine_skewed(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
+    """The base's expectation, and E log(1 + sum_k a_k sin(x_k - m_k)), if of two scalars at most."""
+    base = distribution.base_dist
+    if random_tensors((base, distribution.skewness)):
+        raise no_closed_form(distribution, value, "parameters are random")
+    angles = (value - base.mean).unbind(-1)
+
+    def log_skew(*angles: Tensor) -> Tensor:
+        sines = torch.stack(torch.broadcast_tensors(*angles), -1).sin()
+        return (distribution.skewness * sines).sum(-1).log1p()
+
+    skew = mean(elementwise(log_skew, *angles))
+    return total(distribution, value, num_summed, expectation_of(base, value, 0), skew)
 
 
 @closed_form(dist.LKJCholesky, torch.distributions.LKJCholesky, dist.LKJCorrCholesky)

@@ -60,6 +60,8 @@ def check_plain_parameters(distribution: Distribution) -> None:
         value = vars(distribution).get(name)
         if value is None or isinstance(value, RandomTensor) or constraints.is_dependent(constraint):
             continue
+        if random_tensors(vars(constraint)):
+            continue  # a bound is random, as of Uniform's low where high is
         if not constraint.check(compact(value)).all():
             raise ValueError(
                 f"Expected parameter {name} ({type(value).__name__} of shape {tuple(value.shape)}) "

@@ -17,7 +17,7 @@ from pyro_silent.expectation.links import expected_trials, odds_of
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.ranges import within
 from pyro_silent.expectation.registry import closed_form, no_closed_form
-from pyro_silent.expectation.terms import elementwise, independent, pieces, total
+from pyro_silent.expectation.terms import compacted, elementwise, independent, pieces, total
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -197,6 +197,19 @@ def one_hot_categorical(distribution: Any, value: Tensor, num_summed: int) -> Te
     return total(distribution, value, num_summed, choice, -normaliser)
 
 
+@closed_form(torch.distributions.relaxed_categorical.ExpRelaxedCategorical)
+def exp_relaxed_categorical(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
+    """lgamma(K) + (K - 1) log t + sum_k E d_k - K E log sum_k exp(d_k), d = l - t x."""
+    logits = random_logits(distribution._categorical)
+    if logits is None:
+        logits = distribution.logits
+    size, temperature = logits.shape[-1], distribution.temperature
+    score = logits - value * temperature
+    normaliser = size * expected_normaliser(distribution, value, score)
+    log_scale = math.lgamma(size) + (size - 1) * mean(temperature.log())
+    return total(distribution, value, num_summed, log_scale, mean(score).sum(-1), -normaliser)
+
+
 @closed_form(dist.Categorical, torch.distributions.Categorical)
 def categorical(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     """E l_x - E log sum_k exp(l_k), l the logits."""
@@ -260,7 +273,7 @@ def ordered_logistic(distribution: Any, value: Tensor, num_summed: int) -> Tenso
     """
     if isinstance(value, RandomTensor):
         raise no_closed_form(distribution, value, "the value is random")
-    cuts = pieces(distribution.cutpoints, distribution.batch_shape)
+    cuts = [compacted(cut) for cut in pieces(distribution.cutpoints, distribution.batch_shape)]
     zero = torch.zeros_like(mean(distribution.predictor))
     categories = [zero] * (len(cuts) + 1)
     for k, cut in enumerate(cuts):

@@ -99,6 +99,26 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     return -0.5 * (error + spread) - constant_part
 
 
+@closed_form(dist.NanMaskedNormal)
+def nan_masked_normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
+    """As a Normal where the value is finite, 0 where it is missing."""
+    if isinstance(value, RandomTensor):
+        return normal(distribution, value, num_summed)
+    known = value.isfinite()
+    log_prob = normal(distribution, value.masked_fill(~known, 0.0), 0)
+    return total(distribution, value, num_summed, log_prob.masked_fill(~known, 0.0))
+
+
+@closed_form(dist.NanMaskedMultivariateNormal)
+def nan_masked_multivariate_normal(
+    distribution: Distribution, value: Tensor, num_summed: int
+) -> Tensor:
+    """As a MultivariateNormal where no entry is missing."""
+    if not isinstance(value, RandomTensor) and not bool(value.isfinite().all()):
+        raise no_closed_form(distribution, value, "entries are missing")
+    return multivariate_normal(distribution, value, num_summed)
+
+
 def _is_affine(tensor: Tensor) -> bool:
     return not isinstance(tensor, RandomTensor) or tensor._form is not None
 

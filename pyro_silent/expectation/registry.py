@@ -14,7 +14,7 @@ from pyro_silent.expectation.moments import mean_of, refusal
 from pyro_silent.expectation.ranges import out_of_range
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.shapes import sum_rightmost
-from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
+from pyro_silent.random_tensor.tensor import RandomTensor, latents_of, random_tensors
 
 _User = TypeVar("_User", bound=Callable)
 _Rule = Callable[[Distribution, Tensor, int], Tensor]
@@ -166,7 +166,13 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
 
 def _described(distribution: Distribution) -> str:
     """The distribution and which of its arguments are random."""
-    arguments = [key for key, item in vars(distribution).items() if isinstance(item, RandomTensor)]
+    arguments: list[str] = []
+    for key, item in vars(distribution).items():
+        name = key.removeprefix("_unbroadcasted").lstrip("_")
+        if name not in arguments and random_tensors(item):
+            arguments.append(name)
+    public = getattr(distribution, "arg_constraints", {})
+    arguments = [name for name in arguments if name in public] or arguments
     role = f"random {', '.join(arguments)}" if arguments else "a random value"
     return f"{type(distribution).__name__} with {role}"
 
