@@ -169,8 +169,8 @@ class TreatmentELBO(ELBO):
                 record = Record(["sampled"], error)
         if record.error is not None:
             _set_log_prob(site, _at(draw, site, log_density), draw)
-        if is_validation_enabled():
-            warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{name}'")
+            if is_validation_enabled():
+                warn_if_nan(site["log_prob_sum"], f"log_prob_sum at site '{name}'")
         particle.records[kind, name] = record
 
     # Losses

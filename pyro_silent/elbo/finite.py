@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pyro.infer.util import is_validation_enabled
+from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
@@ -17,7 +18,7 @@ from pyro_silent.random_tensor.tensor import CACHES, RandomTensor, latents_of
 def check_finite(site: dict) -> None:
     """Refuse an exact term that is not finite although everything it was made from is.
 
-    Under Pyro's validation only: one look at the site's sum.
+    Under Pyro's validation only: one look at the site's sum. A NaN that came in is warned of.
 
     :raises IntractableError: naming the value and the dtype that may be too narrow.
     """
@@ -28,6 +29,7 @@ def check_finite(site: dict) -> None:
         return
     arguments = [site[key] for key in ("fn", "value", "scale", "mask")]
     if not _all_finite(arguments):
+        warn_if_nan(total, f"log_prob_sum at site '{site['name']}'")
         return
     random = [site["value"]] if isinstance(site["value"], RandomTensor) else []
     random += random_parameters_of(site["fn"])

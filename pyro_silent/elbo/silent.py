@@ -23,16 +23,23 @@ class SilentELBO(TreatmentELBO):
         \mathcal L = \sum_{\text{model sites}} E_q[\log p] - \sum_{\text{guide sites}} E_q[\log q]
 
     The guide runs once. Where a latent's law is known (Normal, MultivariateNormal,
-    LowRankMultivariateNormal, Bernoulli, OneHotCategorical, Categorical, Delta, and Gaussians whose
-    location is affine in earlier latents) the model sees a :class:`RandomTensor` instead of a sample,
-    and each site contributes its exact expectation. Loss and gradient are then deterministic.
+    LowRankMultivariateNormal, Bernoulli, OneHotCategorical, Categorical, Delta, Gaussians whose
+    location is affine in earlier latents, and LogNormal or any ``TransformedDistribution`` of these)
+    the model sees a :class:`RandomTensor` instead of a sample, and each site contributes its expected
+    log density. Loss and gradient are then deterministic. So all of Pyro's Gaussian autoguides run,
+    ``GuideMessenger`` ones included.
 
-    Exact while the model is *affine* in its latents up to each distribution (a linear decoder of any
-    depth, group effects, state spaces) and the distribution has a rule in ``expected_log_prob``. A
-    latent that goes through a nonlinear function makes the sites that use it intractable; other sites
-    are not touched, since the ELBO is a sum. Fitting a Gaussian with a linear decoder this way is due
-    to Lucas et al. 2019 ("Don't Blame the ELBO!"); its use to guide encoders to Shao, Liu and Van den
-    Broeck, "Zero-Variance Gradients for Variational Autoencoders", arXiv 2508.03587.
+    A term is exact where the log density is a polynomial, an exponential, or both times each other, in
+    affine images of the latents: linear decoders of any depth, generalized linear models, group effects,
+    factorisations, state spaces. Other functions of one or two Gaussian scalars per element are
+    integrated by quadrature. Elsewhere (a deep network of the latents) the site is intractable; other
+    sites are not touched, since the ELBO is a sum. A discrete site of the guide with
+    ``infer={"enumerate": "parallel"}`` takes all its values side by side, and the terms that depend on it
+    are weighted with their probabilities, as in ``TraceEnum_ELBO``.
+
+    Fitting a Gaussian with a linear decoder this way is due to Lucas et al. 2019 ("Don't Blame the
+    ELBO!"); its use to guide encoders to Shao, Liu and Van den Broeck, "Zero-Variance Gradients for
+    Variational Autoencoders", arXiv 2508.03587.
 
     Values agree with :class:`~pyro.infer.Trace_ELBO` in expectation, also where ``TraceMeanField_ELBO``
     does not (a Delta's ``log_density``, different scales in model and guide).
@@ -45,7 +52,7 @@ class SilentELBO(TreatmentELBO):
         where the latent allows, else by the score function. A latent whose value the program needs
         (``if z > 0``) is sampled altogether, from then on wherever this loss meets a site of its name.
         :class:`SampledSiteWarning` says so once per site.
-    :param int quadrature_points: reserved for terms that are integrated numerically; none is yet.
+    :param int quadrature_points: the least number of nodes for functions without a closed expectation.
     :param estimator: gradient estimator of discrete latents in sampled terms. Only None (the unbiased
         score function) is available yet.
     :param int num_particles: matters for sampled terms and for subsampling plates only.
@@ -124,7 +131,7 @@ class SilentELBO(TreatmentELBO):
                 f"guide site {name!r}: {reason}, so it would be sampled. Write SilentELBO("
                 'intractable="sample") to allow that, infer={"silent": False} at the site to ask for it, '
                 "or choose a Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli, "
-                "OneHotCategorical, Categorical or Delta.",
+                "OneHotCategorical, Categorical, Delta, or an invertible transform of one.",
                 site=name,
                 operation=law,
                 latents=(name,),
