@@ -152,9 +152,9 @@ def _expm1(mean: Tensor, std: Tensor) -> Tensor:
 
 @_defines("sinh")
 def _sinh(mean: Tensor, std: Tensor) -> Tensor:
-    # finite: 0 times infinity is not the 0 of a symmetric law
-    growth = torch.exp(0.5 * std * std).clamp_max(torch.finfo(std.dtype).max)
-    return torch.sinh(mean) * growth
+    # kept finite: 0 times infinity is not the 0 of a symmetric law
+    most = 0.999 * math.log(torch.finfo(std.dtype).max)
+    return torch.sinh(mean) * torch.exp((0.5 * std * std).clamp_max(most))
 
 
 @_defines("cosh")

@@ -7,12 +7,12 @@ The rule is the trapezoidal one with Gaussian weights, on equally spaced nodes a
 For a function whose nearest pole is at the distance ``a`` its error is ``exp(-2 pi a / (std h))``. At 32
 nodes that is what the Gauss-Hermite rule of 32 nodes has; with more nodes it falls with their
 number instead of its root, old nodes stay nodes when the step is halved, and the differences
-between three steps tell the error. So the count is chosen while summing: from ``points`` on, the step
-is halved until the estimated error relative to E|f| is below 1e-9 (in single precision 2e-6), and
-the range is widened where the outermost nodes still count, as they do for exponentials. Where the
-most nodes allowed leave more than 1e-6 (1e-5), a :class:`QuadratureWarning` says so: for functions
-with kinks, whose error falls only with the square of the step, and for std far above the distance
-of a pole.
+between three steps tell the error. So the count is chosen while summing. From ``points`` on, the
+step is halved until that changes the result by less than 1e-6 and the rate of convergence leaves an
+error below 1e-9, both relative to E|f| (in single precision 1e-5 and 2e-6); and the range is widened
+where the outermost nodes still count, as they do for exponentials. Where the most nodes allowed
+leave a change above 1e-6 (1e-5), a :class:`QuadratureWarning` says so: for functions with kinks, whose
+error falls only with the square of the step, and for std far above the distance of a pole.
 
 An element much smaller than the others (E|f| below 1e-3 of their mean) is held to the accuracy of
 one that is not.
@@ -34,9 +34,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_silent.expectation.method import note
 
-__all__ = ["QuadratureWarning", "can_look", "expect", "expect_pair", "integrate", "standard_nodes"]
+__all__ = ["QuadratureWarning", "can_look", "expect", "integrate"]
 
-_MOST_NODES = {1: 700, 2: 4000}  # per element, by number of scalars
+_MOST_NODES = {1: 1100, 2: 16000}  # per element, by number of scalars
+_MOST_VALUES = 2**26  # nodes times elements, beyond the first count
 _REACH = 8.5  # standard deviations covered at first: beyond is a probability of 2e-17
 
 
@@ -60,32 +61,6 @@ def expect(
     return integrate(lambda axes: function(mean + std * axes[0]), 1, mean, mean.dim(), points)
 
 
-def expect_pair(
-    function: Callable[[Tensor, Tensor], Tensor],
-    means: tuple[Tensor, Tensor],
-    stds: tuple[Tensor, Tensor],
-    covariance: Tensor,
-    points: int = 32,
-) -> Tensor:
-    """``E[function(x, y)]`` for jointly Gaussian scalars ``x`` and ``y``, elementwise and differentiable.
-
-    As :func:`expect`, on a grid of nodes in the plane. A full correlation is taken for one of
-    1 - 1e-12 (in single precision 1 - 2e-6), which keeps the gradients finite.
-    """
-    first, second, std, other, covariance = torch.broadcast_tensors(*means, *stds, covariance)
-    known = std > 0
-    slope = torch.where(known, covariance / torch.where(known, std, 1.0), 0.0)
-    least = torch.finfo(std.dtype).eps ** 0.75 * other * other
-    left = torch.maximum(other * other - slope * slope, least)
-    uncertain = left > 0
-    rest = torch.where(uncertain, torch.where(uncertain, left, 1.0).sqrt(), 0.0)
-
-    def at(axes: Sequence[Tensor]) -> Tensor:
-        return function(first + std * axes[0], second + slope * axes[0] + rest * axes[1])
-
-    return integrate(at, 2, first, first.dim(), points)
-
-
 def integrate(
     at: Callable[[Sequence[Tensor]], Tensor],
     scalars: int,
@@ -97,11 +72,11 @@ def integrate(
 
     ``at`` maps ``scalars`` tensors of nodes, each of shape ``[n, 1, ..., 1]`` with ``num_dims`` ones and
     of the dtype and device of ``like``, to the values there, ``[n, *shape]``. Cost: ``n`` evaluations per
-    element, at least ``points`` and at most 700 for one scalar; for two, a grid that starts with half of
-    ``points`` along each axis, and at most 4000 nodes. Accuracy is looked after as the module says,
-    except where values cannot be looked at (under ``torch.compile``, ``make_fx``, ``vmap``, CUDA
-    graph capture or on fake tensors): there the first count is taken and nothing is checked.
-    Gradients are those of the sum.
+    element, at least ``points`` and at most 1100 for one scalar; for two, a grid that starts with half
+    of ``points`` along each axis and has at most 16000 nodes. More than 2^26 values are not held for
+    the sake of accuracy. Accuracy is looked after as the module says, except where values cannot be
+    looked at (under ``torch.compile``, ``make_fx``, ``vmap``, CUDA graph capture or on fake tensors):
+    there the first count is taken and nothing is checked. Gradients are those of the sum.
     """
     double = like.dtype == torch.float64
     enough, claimed = (1e-9, 1e-6) if double else (2e-6, 1e-5)
@@ -116,20 +91,19 @@ def integrate(
         values.append(value.expand(count, *value.shape[1:]))
         if not can_look(value):
             break
-        error, tail = _errors(grid, values)
+        change, error, tail = _errors(grid, values)
         if tail > enough and grid.reach < widest:
             following = grid.path + "wider "
-        elif not error <= enough:
+        elif not (change <= claimed and error <= enough):
             following = grid.path + "finer "
         else:
             break
-        if (
-            not math.isfinite(error + tail)
-            or _grid(start, scalars, following).num_nodes > _MOST_NODES[scalars]
-        ):
-            worst = max(error, tail)
-            if not worst <= claimed:
-                warnings.warn(_warning(grid.num_nodes, worst), QuadratureWarning, stacklevel=2)
+        most = min(_MOST_NODES[scalars], _MOST_VALUES // max(value[0].numel(), 1))
+        finite = math.isfinite(change + tail)
+        if not finite or _grid(start, scalars, following).num_nodes > most:
+            if not (change <= claimed and tail <= claimed):
+                text = _warning(grid.num_nodes, max(change, tail))
+                warnings.warn(text, QuadratureWarning, stacklevel=2)
             break
         grid = _grid(start, scalars, following)
     note(f"quadrature({grid.num_nodes})")
@@ -140,20 +114,6 @@ def integrate(
         total = total + torch.tensordot(weights[done : done + len(value)], value, 1)
         done += len(value)
     return total
-
-
-def standard_nodes(
-    points: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Nodes and weights, each ``[points]``, of a fixed rule for the expectation under N(0, 1)."""
-    # few nodes: balance the step against the tail that is cut off
-    reach = min(max(_REACH, 8.0 + points / 64), math.sqrt(math.pi * points))
-    nodes = np.linspace(-reach, reach, points)
-    weights = np.exp(-0.5 * nodes**2)
-    return (
-        torch.as_tensor(nodes, dtype=dtype, device=device),
-        torch.as_tensor(weights / weights.sum(), dtype=dtype, device=device),
-    )
 
 
 class _Grid(NamedTuple):
@@ -209,13 +169,23 @@ def _ball(step: float, reach: float, scalars: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _errors(grid: _Grid, values: Sequence[Tensor]) -> tuple[float, float]:
-    """Estimated errors of the step and of the range, relative to E|f|, the largest of all elements."""
+def _errors(grid: _Grid, values: Sequence[Tensor]) -> tuple[float, float, float]:
+    """How much the last halving changed, and estimated errors of the step and of the range.
+
+    All relative to E|f|, the largest of all elements.
+    """
     like = values[0]
     if like.numel() == 0:
-        return 0.0, 0.0
-    rules = torch.as_tensor(grid.rules, dtype=like.dtype, device=like.device)
-    sums = like.new_zeros(3, like[0].numel())
+        return 0.0, 0.0, 0.0
+    # With f also e f(e), its gradient in the mean: the error of an odd or even function is
+    # invisible to one of the two, and what one misses by chance, the other sees.
+    moments = np.stack([np.ones(grid.num_nodes), *grid.nodes])
+    rules = torch.as_tensor(
+        (moments * grid.rules[:, None]).reshape(-1, grid.num_nodes),
+        dtype=like.dtype,
+        device=like.device,
+    )
+    sums = like.new_zeros(len(rules), like[0].numel())
     scale, tail = torch.zeros_like(sums[0]), torch.zeros_like(sums[0])
     done = 0
     for value in values:
@@ -223,22 +193,24 @@ def _errors(grid: _Grid, values: Sequence[Tensor]) -> tuple[float, float]:
         done += len(value)
         flat = value.reshape(len(value), -1)
         sums.addmm_(rules[:, part], flat)
-        scale += _absolute_sum(flat, rules[2, part], np.flatnonzero(grid.rules[2, part]))
-        tail += _absolute_sum(flat, rules[0, part], np.flatnonzero(grid.outer[part]))
+        scale += _absolute_sum(flat, grid.rules[2, part], np.flatnonzero(grid.rules[2, part]))
+        tail += _absolute_sum(flat, grid.rules[0, part], np.flatnonzero(grid.outer[part]))
     tiny = torch.finfo(like.dtype).tiny
     scale = torch.maximum(scale, sums[0].abs())
     scale = torch.maximum(scale, 1e-3 * scale.mean()).clamp_min(tiny)
-    now, before = (sums[0] - sums[1]).abs(), (sums[1] - sums[2]).abs()
+    fine, middle, coarse = sums.reshape(3, len(moments), -1)
+    now, before = (fine - middle).abs().sum(0), (middle - coarse).abs().sum(0)
     # Going on at the rate seen: right for kinks, pessimistic for analytic functions.
     step = now * now / torch.maximum(now, before).clamp_min(tiny)
-    error, cut = torch.stack([(step / scale).max(), (tail / scale).max()]).tolist()
-    return error, cut
+    change, error, cut = torch.stack([now, step, tail]).div_(scale).amax(1).tolist()
+    return change, error, cut
 
 
-def _absolute_sum(values: Tensor, weights: Tensor, rows: np.ndarray) -> Tensor:
+def _absolute_sum(values: Tensor, weights: np.ndarray, rows: np.ndarray) -> Tensor:
     """The weighted sum of the absolute values in some rows."""
     index = torch.as_tensor(rows, device=values.device)
-    return weights[index] @ values[index].abs()
+    weight = torch.as_tensor(weights[rows], dtype=values.dtype, device=values.device)
+    return weight @ values[index].abs()
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -254,10 +226,10 @@ def can_look(tensor: Tensor) -> bool:
     )
 
 
-def _warning(count: int, error: float) -> str:
+def _warning(count: int, change: float) -> str:
     return (
-        f"an expectation found by quadrature with {count} nodes has a relative error of about "
-        f"{error:.0e}: the function has a kink or a pole that is near the mean in units of the "
-        "standard deviation. Write it with functions of closed expectation (abs, relu, clamp ...), or "
-        "make the initial scale of the guide smaller."
+        f"an expectation found by quadrature with {count} nodes is uncertain by a relative {change:.0e}: "
+        "the function has a kink, or a pole that is near the mean in units of the standard deviation. "
+        "Write it with functions of closed expectation (abs, relu, clamp ...), or make the initial "
+        "scale of the guide smaller."
     )
