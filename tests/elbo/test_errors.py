@@ -172,6 +172,8 @@ def test_negative_scale_beside_a_sampled_location():
 
 
 @pytest.mark.filterwarnings("ignore::pyro_silent.SampledSiteWarning")
+@pytest.mark.filterwarnings("ignore::pyro_silent.expectation.quadrature.QuadratureWarning")
+@pytest.mark.filterwarnings("ignore::pyro_silent.SampledSiteWarning")
 def test_drawn_parameters_are_checked():
     """As with Trace_ELBO, a draw outside the parameter's range is an error, not a NaN."""
 
