@@ -219,7 +219,7 @@ def fit_lbfgs(
     make_guide: Callable[[], Guide],
     max_iter: int = 1000,
     jitter: float = 0.0,
-    history_size: int = 20,
+    history_size: int = 100,
 ) -> Fit:
     """Minimise ``SilentELBO`` as an ``ELBOModule`` with ``torch.optim.LBFGS``, line search and all.
 
