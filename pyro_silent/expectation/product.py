@@ -22,7 +22,14 @@ from pyro_silent.expectation.quadrature import integrate
 from pyro_silent.expectation.settings import current_points
 from pyro_silent.expectation.tilting import Tilted
 from pyro_silent.random_tensor.affine import Affine, NoForm, pad_terms
-from pyro_silent.random_tensor.pointwise import Function, NotPointwise, Product, Sum
+from pyro_silent.random_tensor.pointwise import (
+    Function,
+    NotPointwise,
+    Product,
+    Sum,
+    affine_tensor,
+    collapsed,
+)
 from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
@@ -174,13 +181,34 @@ def _enumerated(part: Part, atoms: Sequence[RandomTensor]) -> Tensor:
         1.0,
         tuple(replaced[id(power)] for power in part.powers),
         None if part.exponent is None else replaced[id(part.exponent)],
-        tuple(function.map(lambda t: replaced.get(id(t), t)) for function in part.functions),
+        tuple(
+            _given(function.map(lambda t: replaced.get(id(t), t))) for function in part.functions
+        ),
     )
     plain, rest = _plain_factors(given)
     value = joint.weights * plain
     if not rest.is_constant:
         value = value * expected_product(rest, num_dims + 1)
     return value.sum(0)
+
+
+def _given(function: Function) -> Function:
+    """A function whose arguments may have become plain, or affine."""
+    args = [_argument(arg) if isinstance(arg, Sum) else arg for arg in function.args]
+    return Function(function.function, args, function.kwargs)
+
+
+def _argument(form: Sum) -> Any:
+    if not any(isinstance(atom, RandomTensor) for atom in form.atoms()):
+        return form.evaluate(lambda value: value)
+    products = []
+    for product in form.products:
+        plain, rest = _plain_factors(product)
+        functions = tuple(_given(function) for function in rest.functions)
+        products.append(Product(plain, rest.powers, rest.exponent, functions))
+    form = collapsed(Sum(products, form.shape))
+    linear = affine_tensor(form)
+    return Sum([Product(1.0, (linear,))], form.shape) if isinstance(linear, RandomTensor) else form
 
 
 def _plain_factors(product: Product) -> tuple[Any, Product]:

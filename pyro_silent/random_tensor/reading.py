@@ -6,7 +6,6 @@ is first asked of a tensor that is not affine. Each torch function has its readi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -376,7 +375,7 @@ def _log(value: Any) -> Any:
 
 @reading("exp")
 def exp(input: Sum) -> Sum:
-    """exp(affine) is kept as such; logarithms that were added to it become factors."""
+    """An exponential of something affine is kept as such; logarithms added to it become factors."""
     input = collapsed(as_sum(input))
     linear = Sum([p for p in input.products if p.is_linear and not p.reduced], input.shape)
     if not linear.products or input.is_reduced:
@@ -404,7 +403,7 @@ def _exp_of_product(form: Sum) -> Sum:
 
 @reading("log")
 def log(input: Sum) -> Sum:
-    """log(c f exp(b)) = log c + log f + b."""
+    """Factors apart: log(c f exp(b)) = log c + log f + b."""
     input = as_sum(input)
     if len(input.products) != 1 or input.is_reduced:
         return function_of(torch.log, input)
@@ -544,7 +543,12 @@ def _where(condition: Any, input: Any, other: Any) -> Sum:
     if isinstance(condition, Sum):
         return function_of(torch.where, condition, input, other)
     a, b = as_sum(input), as_sum(other)
-    dtype = next(itertools.chain(a.atoms(), b.atoms())).dtype
+    # case by case both may be plain: the rows of a table
+    parts = [
+        part for form in (a, b) for part in (*form.atoms(), *(p.coefficient for p in form.products))
+    ]
+    dtypes = [part.dtype for part in parts if isinstance(part, Tensor)]
+    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
     chosen, hidden = masked(a, condition, dtype), masked(b, ~condition, dtype)
     return collapsed(plus(chosen, hidden))
 
@@ -623,8 +627,8 @@ _WHOLE = (
     "greater", "greater_equal", "less", "less_equal", "not_equal", "logical_and", "logical_or",
     "logical_xor", "logical_not", "__and__", "__or__", "__xor__", "__invert__", "bitwise_not",
     "abs", "absolute", "__abs__", "acos", "asin", "atan", "acosh", "asinh", "atanh", "atan2", "ceil",
-    "clamp", "clip", "clamp_min", "clamp_max", "cos", "cosh", "celu", "elu", "erf", "erfc", "erfinv", "floor",
-    "fmax", "fmin", "frac", "gelu", "hardtanh", "hardsigmoid", "hardswish", "heaviside", "hypot",
+    "clamp", "clip", "clamp_min", "clamp_max", "cos", "cosh", "celu", "elu", "erf", "erfc", "erfinv",
+    "floor", "fmax", "fmin", "frac", "gelu", "hardtanh", "hardsigmoid", "hardswish", "heaviside", "hypot",
     "leaky_relu", "lgamma", "digamma", "polygamma", "logit", "logsigmoid", "logaddexp", "logaddexp2",
     "log_sigmoid", "max", "min", "maximum", "minimum", "mish", "nan_to_num", "relu", "relu6", "remainder",
     "__mod__", "round", "selu", "sgn", "sigmoid", "sign", "silu", "sin", "sinc", "sinh", "softplus",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ VECTOR_KINDS = (
 )
 
 Values = list[Tensor]
-Step = tuple[str, Callable[[Values], Tensor]]
+Step = tuple[Any, ...]
+"""Text, function of all values so far, and functions whose zeros are kinks or jumps of the step."""
 
 
 class Program:
@@ -46,16 +48,23 @@ class Program:
     def values(self, *latents: Tensor) -> Values:
         """All values of a run."""
         values = list(latents)
-        for _, function in self.steps:
+        for _, function, *_ in self.steps:
             values.append(function(values))
         return values
+
+    def kinks(self) -> list[Callable[..., Tensor]]:
+        """Programs of the latents whose zeros are where this one is not smooth."""
+        found = []
+        for _, _, *kinks in self.steps:
+            found += [lambda *latents, kink=kink: kink(self.values(*latents)) for kink in kinks]
+        return found
 
     def __call__(self, *latents: Tensor) -> Tensor:
         return self.values(*latents)[-1]
 
     def __repr__(self) -> str:
         lines = [f"v{i} ~ {kind}{shape}" for i, (kind, shape) in enumerate(self.kinds)]
-        lines += [f"v{len(lines) + i} = {text}" for i, (text, _) in enumerate(self.steps)]
+        lines += [f"v{len(lines) + i} = {text}" for i, (text, *_) in enumerate(self.steps)]
         return "\n" + "\n".join(lines)
 
 
@@ -373,10 +382,19 @@ class WildSteps(Steps):
             [
                 (f"{self.v}.exp()", lambda v: v[i].exp()),
                 (f"{self.v} ** 2", lambda v: v[i] ** 2),
-                (f"{self.v}.abs()", lambda v: v[i].abs()),
-                (f"({self.v} > 0.5).double()", lambda v: (v[i] > 0.5).double()),
+                (f"{self.v}.abs()", lambda v: v[i].abs(), lambda v: v[i]),
+                (
+                    f"({self.v} > 0.5).double()",
+                    lambda v: (v[i] > 0.5).double(),
+                    lambda v: v[i] - 0.5,
+                ),
                 (f"where({self.v} == 1, {self.v}, 2)", lambda v: torch.where(v[i] == 1, v[i], 2.0)),
-                (f"{self.v}.clamp(0, 1)", lambda v: v[i].clamp(0, 1)),
+                (
+                    f"{self.v}.clamp(0, 1)",
+                    lambda v: v[i].clamp(0, 1),
+                    lambda v: v[i],
+                    lambda v: v[i] - 1,
+                ),
             ]
         )
 
@@ -390,8 +408,16 @@ class WildSteps(Steps):
                 (f"{self.v} * v{j}", lambda v: v[i] * v[j]),
                 (f"{self.v} * (1 - v{j})", lambda v: v[i] * (1 - v[j])),
                 (f"({self.v} == v{j}).double()", lambda v: (v[i] == v[j]).double()),
-                (f"where(v{j} > 0, {self.v}, 0)", lambda v: torch.where(v[j] > 0, v[i], 0.0)),
-                (f"maximum({self.v}, v{j})", lambda v: torch.maximum(v[i], v[j])),
+                (
+                    f"where(v{j} > 0, {self.v}, 0)",
+                    lambda v: torch.where(v[j] > 0, v[i], 0.0),
+                    lambda v: v[j],
+                ),
+                (
+                    f"maximum({self.v}, v{j})",
+                    lambda v: torch.maximum(v[i], v[j]),
+                    lambda v: v[i] - v[j],
+                ),
             ]
         )
 
@@ -400,7 +426,11 @@ class WildSteps(Steps):
         text, w = self._weight((2, 2))
         return self.random.choice(
             [
-                (f"{text}[({self.v} > 0.3).long()]", lambda v: w[(v[i] > 0.3).long()]),
+                (
+                    f"{text}[({self.v} > 0.3).long()]",
+                    lambda v: w[(v[i] > 0.3).long()],
+                    lambda v: v[i] - 0.3,
+                ),
                 (f"{text}[:, ({self.v} == 1).long()]", lambda v: w[:, (v[i] == 1).long()]),
             ]
         )

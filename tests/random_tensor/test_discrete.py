@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
-from torch import tensor
+from torch import Tensor, tensor
 
 from pyro_silent import IntractableError, LeakError, covariance, mean, random_tensor, variance
+from pyro_silent.expectation.quadrature import QuadratureWarning
 from tests import oracles
+from tests.expectation import dense
 from tests.random_tensor.agreement import assert_close, assert_program_agrees
 from tests.random_tensor.programs import programs
 from tests.random_tensor.sources import Source, source
@@ -165,28 +169,60 @@ JOINT = {
 }
 
 
+def enumerated(program, sources: list[Source]) -> tuple[oracles.Moments, float]:
+    """Moments of a program that is affine in its Gaussian latents, and how far they can be trusted."""
+    laws = [s.distribution() for s in sources]
+    return oracles.moments(program, *laws, limit=MAX_VALUES), 1e-9
+
+
+def integrated(program, sources: list[Source]) -> tuple[oracles.Moments | None, float]:
+    """The same of any program of few Gaussian scalars; None where it cannot be integrated well."""
+    try:
+        return enumerated(program, sources)
+    except ValueError:
+        laws = [s.distribution() for s in sources]
+    scalars = dense.Law(laws).num_scalars
+    if scalars > 2 or oracles.joint_number_of_values(laws) > 16:
+        return None, 0.0
+    try:
+        runs = [dense.moments(program, *laws, kinks=program.kinks(), refine=n) for n in (0, 4)]
+    except ValueError:  # kinks in several directions
+        return None, 0.0
+    size = max(1.0, runs[1].covariance.abs().max().item())
+    drift = max((a - b).abs().max().item() / size for a, b in zip(*runs, strict=True))
+    return (runs[1], 1e-6) if drift < 1e-8 else (None, 0.0)
+
+
 @pytest.mark.parametrize("name", JOINT)
 def test_function_of_several_latents_is_right_or_refused(name):
     program, kind, shape = JOINT[name]
     assert_right_or_refused(program, [source(kind, shape)])
 
 
-def assert_right_or_refused(program, sources: list[Source]) -> None:
-    """Compare every moment that is given; IntractableError and LeakError are fine answers."""
-    try:
-        y = program(*(random_tensor(s.distribution()) for s in sources))
-        flat = y.reshape(-1)
-        found = mean(y)
-    except (IntractableError, LeakError):
-        return
-    expected = oracles.moments(program, *(s.distribution() for s in sources), limit=MAX_VALUES)
-    assert_close(found, expected.mean, 1e-9, "mean")
-    try:
-        second = variance(y), covariance(flat[:, None], flat[None, :])
-    except IntractableError:
-        return
-    assert_close(second[0], expected.variance, 1e-9, "variance")
-    assert_close(second[1], expected.covariance, 1e-9, "covariance")
+def assert_right_or_refused(program, sources: list[Source], oracle=enumerated) -> str:
+    """Compare every moment that is given; a refusal is a fine answer, and so is an honest warning.
+
+    :return: "refused", "no oracle", or how many moments were right.
+    """
+    moments = {
+        "mean": mean,
+        "variance": variance,
+        "covariance": lambda y: covariance(y.reshape(-1, 1), y.reshape(1, -1)),
+    }
+    found: dict[str, Tensor] = {}
+    for name, moment in moments.items():
+        try:
+            found[name] = moment(program(*(random_tensor(s.distribution()) for s in sources)))
+        except (IntractableError, LeakError, QuadratureWarning):
+            continue
+    if not found:
+        return "refused"
+    expected, tolerance = oracle(program, sources)
+    if expected is None:
+        return "no oracle"
+    for name, value in found.items():
+        assert_close(value, getattr(expected, name), tolerance, name)
+    return f"{len(found)} right"
 
 
 def test_two_independent_coins_are_not_one():
@@ -226,9 +262,26 @@ def test_index_of_another_dtype_is_refused_as_by_torch():
         W[random_tensor(source("bernoulli_plate", (2,)).distribution())]
 
 
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
-@given(programs(wild=True))
-def test_any_program_is_right_or_refused(program):
-    values = oracles.joint_number_of_values([s.distribution() for s in program.sources()])
-    assume(values <= MAX_VALUES)
-    assert_right_or_refused(program, program.sources())
+@pytest.fixture
+def double_precision():
+    """What the dense oracle makes is of the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_any_program_is_right_or_refused(double_precision):
+    """Most are right: a library that refuses everything is never wrong."""
+    outcomes: Counter = Counter()
+
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
+    @given(programs(wild=True))
+    def run(program):
+        values = oracles.joint_number_of_values([s.distribution() for s in program.sources()])
+        assume(values <= MAX_VALUES)
+        outcome = assert_right_or_refused(program, program.sources(), integrated)
+        outcomes[outcome] += 1
+
+    run()
+    right = sum(count for outcome, count in outcomes.items() if "right" in outcome)
+    assert right > 0.4 * outcomes.total(), outcomes
