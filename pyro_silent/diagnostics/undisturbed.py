@@ -23,8 +23,8 @@ def undisturbed(*programs: Callable) -> Iterator[None]:
 
     Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's param
     store; and attributes, registered parameters and buffers of the programs' modules and of every
-    module that is called inside, so that an autoguide that was not set up is so again. No gradient is
-    recorded inside.
+    module that is called inside, so that an autoguide that was not set up is so again. Gradients
+    are recorded inside, as in a training step.
 
     Not restored: what the programs write elsewhere (a global counter), values that they write into
     parameters, and torch's lazy modules once they know their shapes.
@@ -42,7 +42,7 @@ def undisturbed(*programs: Callable) -> Iterator[None]:
     # modules that the programs hold in a closure
     hook = register_module_forward_pre_hook(lambda module, args: modules.remember(module))
     try:
-        with store.scope(store.get_state()), torch.no_grad():
+        with store.scope(store.get_state()), torch.enable_grad():
             yield
     finally:
         hook.remove()
@@ -81,7 +81,7 @@ class _Modules:
             self._note(vars(part))
             for buffer in part._buffers.values():
                 if buffer is not None and id(buffer) not in self._buffers:
-                    self._buffers[id(buffer)] = buffer, buffer.clone()
+                    self._buffers[id(buffer)] = buffer, buffer.detach().clone()
 
     def _note(self, container: Any) -> None:
         if id(container) in self._containers:
@@ -105,4 +105,5 @@ class _Modules:
                 container.update(items)
         for buffer, values in self._buffers.values():
             if not torch.equal(buffer, values):
-                buffer.copy_(values)
+                with torch.no_grad():
+                    buffer.copy_(values)

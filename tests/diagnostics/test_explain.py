@@ -13,6 +13,7 @@ from pyro.infer import Trace_ELBO, autoguide
 from torch import nn
 
 from pyro_silent import ConfigurationError, Explanation, SilentELBO, explain
+from pyro_silent.expectation.settings import current_points
 from tests.diagnostics.programs import (
     ONE,
     every_method,
@@ -219,12 +220,18 @@ def test_minibatches_are_noted():
 
 
 def test_options_of_the_loss_are_used():
-    def nodes(elbo: SilentELBO) -> int:
-        return int(
-            by_site(explain(every_method, every_method_guide, elbo=elbo))["robust"]["method"][11:-1]
-        )
+    seen = []
 
-    assert nodes(SilentELBO(quadrature_points=200)) >= 200 > nodes(SilentELBO())
+    def model() -> None:
+        seen.append(current_points())
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide() -> None:
+        normal("z", 0.5)
+
+    explain(model, guide)
+    explain(model, guide, elbo=SilentELBO(quadrature_points=77))
+    assert seen == [32, 77]
 
 
 @pytest.mark.parametrize(

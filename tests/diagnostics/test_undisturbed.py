@@ -156,6 +156,13 @@ def test_modules_made_on_the_way_are_unmade(is_local):
         assert [name for name, _ in guide.named_parameters()] == ["loc_unconstrained"]
 
 
+def test_the_plan_is_that_of_a_training_step_also_without_gradients():
+    with torch.no_grad():
+        rows = explain(every_method, every_method_guide).rows
+        assert not torch.is_grad_enabled()
+    assert rows == explain(every_method, every_method_guide).rows
+
+
 def test_a_program_that_fails_leaves_nothing_either():
     def guide() -> None:
         normal("z", 0.5)
