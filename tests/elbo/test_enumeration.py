@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
+import hypothesis
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import strategies
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import TraceEnum_ELBO, autoguide, config_enumerate
@@ -16,7 +20,14 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_silent import ConfigurationError, IntractableError, LeakError, SilentELBO
-from tests.elbo.agreement import assert_close, assert_exact, evaluate, leaves, new_parameters
+from tests.elbo.agreement import (
+    assert_close,
+    assert_exact,
+    evaluate,
+    gradients_of,
+    leaves,
+    new_parameters,
+)
 from tests.elbo.chance import assert_unbiased
 from tests.elbo.oracle import negative_elbo
 from tests.formulas import (
@@ -423,6 +434,88 @@ def test_a_guide_messenger_enumerates():
     assert_close(loss, truth, 1e-12, "loss")
     for name in gradients:
         assert_close(found[name], gradients[name], 1e-12, name)
+
+
+# Random programs: global and local bits and Gaussians that depend on each other
+
+
+class Site(NamedTuple):
+    """A latent with the earlier sites its guide and its prior depend on."""
+
+    name: str
+    discrete: bool
+    local: bool
+    guide_parents: tuple[str, ...]
+    parents: tuple[str, ...]
+
+
+@strategies.composite
+def programs(draw) -> tuple[Site, ...]:
+    """A global site and two in a plate of two; bits depend on bits, Gaussians on everything."""
+    sites: list[Site] = []
+    for i in range(3):
+        discrete, local = draw(strategies.booleans()), i >= 1
+        earlier = [site.name for site in sites if site.discrete or not discrete]
+
+        def parents(names: list[str] = earlier) -> tuple[str, ...]:
+            return tuple(name for name in names if draw(strategies.booleans()))
+
+        sites.append(Site(f"s{i}", discrete, local, parents(), parents()))
+    return tuple(sites)
+
+
+def _value(prefix: str, site: Site, names: tuple[str, ...], values: dict[str, Tensor]) -> Tensor:
+    """An affine function of earlier values, with an intercept for each position of the plate."""
+    total = P(f"{prefix}_{site.name}")
+    for name in names:
+        total = total + P(f"{prefix}_{site.name}_{name}") * values[name]
+    return total
+
+
+def _law(site: Site, value: Tensor, scale: float) -> dist.Distribution:
+    return dist.Bernoulli(logits=value) if site.discrete else dist.Normal(value, scale)
+
+
+def random_pair(sites: tuple[Site, ...]) -> tuple[Callable, Callable]:
+    for site in sites:
+        shape = (2,) if site.local else ()
+        new_parameters(**{f"q_{site.name}": shape, f"p_{site.name}": shape})
+        new_parameters(**{f"q_{site.name}_{name}": () for name in site.guide_parents})
+        new_parameters(**{f"p_{site.name}_{name}": () for name in site.parents})
+    new_parameters(**{f"w{site.name}": () for site in sites})
+
+    def run(prefix: str, plate: pyro.plate, infer: dict, scale: float) -> Tensor:
+        values: dict[str, Tensor] = {}
+        total = torch.zeros(2)
+        for site in sites:
+            names = site.guide_parents if prefix == "q" else site.parents
+            with plate if site.local else nullcontext():
+                law = _law(site, _value(prefix, site, names, values), scale)
+                mark = infer if site.discrete else None
+                values[site.name] = pyro.sample(site.name, law, infer=mark)
+            total = total + P(f"w{site.name}") * values[site.name]
+        return total
+
+    def model() -> None:
+        plate = pyro.plate("data", 2)
+        loc = run("p", plate, {}, 1.0)
+        with plate:
+            pyro.sample("x", dist.Normal(loc, 0.7), obs=torch.tensor([0.3, -0.8]))
+
+    return model, lambda: run("q", pyro.plate("data", 2), dict(PARALLEL), 0.5)
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(programs())
+def test_random_programs(sites):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    model, guide = random_pair(sites)
+    loss, gradients = evaluate(SilentELBO(), model, guide)
+    truth = negative_elbo(model, guide)
+    assert_close(loss, truth, 1e-9, "loss")
+    for name, gradient in gradients_of(truth).items():
+        assert_close(gradients[name], gradient, 1e-8, name)
 
 
 # Beside sampled latents
