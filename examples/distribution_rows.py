@@ -151,11 +151,10 @@ def _location_scale_rows() -> list[Row]:
             Row(name, "loc", "z", lambda z, make=make: (make(z, _t(0.8)), real()), kink=at_value),
             Row(name, "scale", "exp(z)", lambda z, make=make: (make(_t(0.1), z.exp()), real())),
         ]
-    special = {
-        # Pyro integrates on a grid of its own
-        "StableWithLogProb": {"tolerance": 1e-4},
-    }
-    rows = [row._replace(**special.get(row.name, {})) for row in rows]
+    # Pyro integrates a stable density on a grid of its own
+    rows = [
+        row._replace(tolerance=1e-4 if row.name == "StableWithLogProb" else 0.0) for row in rows
+    ]
     soft = next(i for i, row in enumerate(rows) if row[:2] == ("SoftAsymmetricLaplace", "scale"))
     rows[soft] = rows[soft]._replace(log_prob=_soft_asymmetric_laplace)
     return rows

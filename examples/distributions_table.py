@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -50,7 +51,7 @@ def laws(row: Row) -> list[Distribution]:
     return found
 
 
-def expectation(row: Row, latents: list[Tensor]) -> tuple[Tensor, list[str]]:
+def expectation(row: Row, latents: Sequence[Tensor]) -> tuple[Tensor, list[str]]:
     """The expected log density, and what was used for it beyond closed forms."""
     with random_parameters():
         distribution, value = row.program(*latents)
@@ -87,16 +88,17 @@ def table() -> str:
     lines = [
         "# Expected log densities",
         "",
-        "How `expected_log_prob` finds E[log p(x)] for each distribution and each random argument, where z "
-        "and y are Gaussian latents unless said otherwise. Made by `examples/distributions_table.py`, which "
-        "tries each row.",
+        "How `expected_log_prob` finds E[log p(x)] for each distribution and each random argument,",
+        "where z and y are Gaussian latents unless said otherwise. Made by",
+        "`examples/distributions_table.py`, which tries each row.",
         "",
         "- *closed form*: exact to rounding.",
-        "- *quadrature(n)*: an integral over one Gaussian scalar per element, or over two, with the number "
-        "of nodes it took here; it takes more where the latent is wider.",
+        "- *quadrature(n)*: an integral over one Gaussian scalar per element, or over two, with the",
+        "  number of nodes it took here; it takes more where the latent is wider.",
         "- *enumerated*: a sum over all values of discrete latents.",
-        "- *sampled*: no expectation is known (or it is infinite). `SilentELBO` raises `IntractableError`; "
-        'with `intractable="sample"` it estimates the term of this site and keeps the others exact.',
+        "- *sampled*: no expectation is known (or it is infinite). `SilentELBO` raises",
+        '  `IntractableError`; with `intractable="sample"` it estimates the term of this site and keeps',
+        "  the others exact.",
         "",
         "| distribution | random | through | method |",
         "| --- | --- | --- | --- |",

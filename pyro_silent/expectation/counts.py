@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -55,8 +56,7 @@ def extended(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     if isinstance(value, RandomTensor) or isinstance(trials, RandomTensor):
         return _bounded_rule(distribution)(distribution, value, num_summed)
     invalid = (value < 0) | (value > trials)
-    inside = type(distribution).__new__(type(distribution))
-    vars(inside).update(vars(distribution))
+    inside = copy.copy(distribution)
     inside.total_count = trials.clamp(min=0)
     base = _bounded_rule(distribution)(
         inside, value.expand(invalid.shape).masked_fill(invalid, 0), 0

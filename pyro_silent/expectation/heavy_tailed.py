@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.expectation.cauchy import log1p_square
 from pyro_silent.expectation.links import log_of
-from pyro_silent.expectation.moments import mean
+from pyro_silent.expectation.moments import mean, variance
+from pyro_silent.expectation.product import deviation as deviation_of
 from pyro_silent.expectation.ranges import interval_of, within
 from pyro_silent.expectation.registry import closed_form, no_closed_form
 from pyro_silent.expectation.terms import (
@@ -55,20 +57,54 @@ def asymmetric_laplace(distribution: Any, value: Tensor, num_summed: int) -> Ten
     return total(distribution, value, num_summed, -(left + right), -normaliser)
 
 
+def expected_log_spread(distribution: Any, value: Tensor, df: Tensor | float) -> Tensor:
+    """E log(1 + z^2 / v), z = (x - m) / s, by whatever of x, m, s and v is random."""
+    scale = compacted(distribution.scale)
+    deviation = value - compacted(distribution.loc)
+    if not isinstance(deviation, RandomTensor):
+        # log 0 would be -inf; nothing below the least normal number counts
+        log_size = deviation.abs().clamp(min=torch.finfo(deviation.dtype).tiny).log()
+        log_df = log_of(df) if isinstance(df, Tensor) else math.log(df)
+        return mean(F.softplus(2 * (log_size - log_of(scale)) - log_df))
+    if _is_gaussian(deviation) and not isinstance(df, RandomTensor):
+        center, spread = mean(deviation), deviation_of(variance(deviation))
+        root = math.sqrt(df) if isinstance(df, float) else df.sqrt()
+        if not isinstance(scale, RandomTensor):
+            return log1p_square(center / (scale * root), spread / (scale * root))
+        if independent(deviation, scale):
+            # given the scale the rest is Gaussian
+            return mean(elementwise(_log1p_square_of_ratio, center / root, spread / root, scale))
+    z = deviation / scale
+    return mean((z.square() / df).log1p())
+
+
+def _log1p_square_of_ratio(center: Tensor, spread: Tensor, scale: Tensor) -> Tensor:
+    return log1p_square(center / scale, spread / scale)
+
+
+def _is_gaussian(tensor: RandomTensor) -> bool:
+    """Whether every element is one Gaussian scalar."""
+    form = tensor._form
+    return form is not None and not any(term.source.is_discrete for term in form.terms)
+
+
 @closed_form(dist.Cauchy, torch.distributions.Cauchy)
 def cauchy(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """-log pi - E log s - E log(1 + z^2), z = (x - m) / s."""
-    z = standardized(distribution, value)
+    spread = expected_log_spread(distribution, value, 1.0)
     normaliser = mean(log_of(compacted(distribution.scale))) + math.log(math.pi)
-    return total(distribution, value, num_summed, -mean(z.square().log1p()), -normaliser)
+    return total(distribution, value, num_summed, -spread, -normaliser)
 
 
 @closed_form(dist.StudentT, torch.distributions.StudentT)
 def student_t(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """-E[(v + 1) / 2 log(1 + z^2 / v)] - E log s, and the normaliser of v degrees of freedom."""
     df, scale = compacted(distribution.df), compacted(distribution.scale)
-    z = standardized(distribution, value)
-    spread = product(0.5 * (df + 1), (z.square() / df).log1p())
+    if isinstance(df, RandomTensor):
+        z = standardized(distribution, value)
+        spread = product(0.5 * (df + 1), (z.square() / df).log1p())
+    else:
+        spread = 0.5 * (df + 1) * expected_log_spread(distribution, value, df)
     normaliser = (
         mean(log_of(scale))
         + 0.5 * mean(log_of(df))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.expectation.moments import mean_of, refusal
+from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import out_of_range
 from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.shapes import sum_rightmost
@@ -116,7 +118,12 @@ def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
         >>> float(expected_log_prob(p, torch.tensor(1.0)))  # log N(1; 0, 2) - 9 / (2 * 4)
         -2.8620858192443848
     """
-    return expectation_of(distribution, value, 0)
+    result = expectation_of(distribution, value, 0)
+    if result.device.type == "cpu" and can_look(result) and bool(result.isnan().any()):
+        raise no_closed_form(
+            distribution, value, "it overflows: a standard deviation is too large for this dtype"
+        )
+    return result
 
 
 def expectation_of(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
@@ -166,13 +173,15 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
 
 def _described(distribution: Distribution) -> str:
     """The distribution and which of its arguments are random."""
-    arguments: list[str] = []
-    for key, item in vars(distribution).items():
-        name = key.removeprefix("_unbroadcasted").lstrip("_")
-        if name not in arguments and random_tensors(item):
-            arguments.append(name)
+    held = vars(distribution)
     public = getattr(distribution, "arg_constraints", {})
-    arguments = [name for name in arguments if name in public] or arguments
+    arguments = [name for name in public if random_tensors(held.get(name))]
+    if not arguments:
+        with suppress(Exception):  # a property of the distribution that cannot be had
+            arguments = [name for name in public if random_tensors(getattr(distribution, name))]
+    if not arguments:
+        names = (key.removeprefix("_unbroadcasted") for key in held if random_tensors(held[key]))
+        arguments = list(dict.fromkeys(name.lstrip("_") for name in names))
     role = f"random {', '.join(arguments)}" if arguments else "a random value"
     return f"{type(distribution).__name__} with {role}"
 

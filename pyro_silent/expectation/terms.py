@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def original(tensor: Tensor) -> Tensor:
         and tensor._call is not None
         and tensor._call.function in REPEATING
     ):
-        args = tensor._call.args
+        args: Sequence[Any] = tensor._call.args
         if tensor._index is not None and len(args) == 1 and isinstance(args[0], (tuple, list)):
             args = args[0]
         before = args[tensor._index or 0]

@@ -29,6 +29,7 @@ from pyro_silent import (
     random_tensor,
     register_expected_log_prob,
 )
+from pyro_silent.expectation.cauchy import log1p_square
 from pyro_silent.expectation.coercion import without_validation
 from pyro_silent.expectation.quadrature import QuadratureWarning
 
@@ -190,6 +191,25 @@ def test_nothing_is_refused_but_what_the_table_says():
         assert (distributions_table.method_of(row) == "sampled") is row.refused, name_of(row)
 
 
+@pytest.mark.parametrize("std", [1e-6, 0.1, 1.0, 10.0, 1e3])
+@pytest.mark.parametrize("loc", [0.0, 0.3, 3.0, 1e3])
+def test_log1p_of_a_square(loc, std):
+    """E log(1 + x^2) to 1e-9 for every mean and std, against panels around the poles at +-i."""
+    edges = np.unique(np.clip([-13.0, *((s - loc) / std for s in POLES), 13.0], -13.0, 13.0))
+    edges = np.unique(np.concatenate([edges, np.linspace(-13, 13, 27)]))
+    x, w = np.polynomial.legendre.leggauss(40)
+    half = np.diff(edges)[:, None] / 2
+    nodes = edges[:-1, None] + half * (x + 1)
+    density = np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)
+    truth = float((half * w * density * np.log1p((loc + std * nodes) ** 2)).sum())
+    for extra in (1.0, 1e4):  # the rule is chosen for the widest element of all
+        m, s = torch.tensor([loc, extra]), torch.tensor([std, extra])
+        assert abs(float(log1p_square(m, s)[0]) / truth - 1) < 1e-9
+
+
+POLES = [sign * 4.0**k for sign in (-1, 1) for k in range(-3, 7)]
+
+
 def test_a_users_rule_stands_beside_them():
     class Cosine(dist.Normal):
         """A density without a formula that random tensors could run."""
@@ -214,7 +234,7 @@ def test_a_users_rule_stands_beside_them():
     torch.testing.assert_close(found, (torch.cos(angle) * np.exp(-0.5 * 0.15**2)).sum())
 
 
-SCALES = [1e-6, 1e-3, 1.0, 30.0, 1e3]
+SCALES = [1e-6, 1.0, 1e3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
