@@ -31,7 +31,7 @@ REACH = 13.0  # standard deviations covered by the panels: exp(-REACH^2 / 2) is 
 POINTS_PER_PANEL = 12
 CHUNK = 1 << 16
 # Gauss-Hermite points per scalar, by number of scalars.
-POINTS = {0: 1, 1: 1, 2: 64, 3: 24, 4: 14, 5: 9, 6: 6}
+POINTS = {0: 1, 1: 1, 2: 64, 3: 20, 4: 14, 5: 9, 6: 6}
 
 
 def hermite(count: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from tests.expectation.pointwise_rows import Kind
 from tests.random_tensor.programs import plain
 from tests.random_tensor.sources import Source
 
-MAX_ELEMENTS = 24
+MAX_ELEMENTS = 12
 CARDINALITY = 3
 INDEX = f"index{CARDINALITY}"
 # family, shape, Gaussian scalars, joint values
@@ -36,7 +36,7 @@ LATENTS = (
     (INDEX, (2,), 0, 9),
 )
 # Joint values allowed beside so many Gaussian scalars: the oracle's cost is their product.
-MAX_VALUES = {0: 81, 1: 36, 2: 16, 3: 4}
+MAX_VALUES = {0: 81, 1: 36, 2: 16, 3: 1}
 
 Values = list[Tensor]
 

@@ -21,10 +21,11 @@ def oracle(program: Program, refine: int = 0) -> Tensor | None:
     """Mean and variance stacked; None where the oracle cannot integrate the program."""
     laws = [s.distribution() for s in program.sources()]
     try:
-        moments = dense.moments(program, *laws, kinks=program.kinks(), refine=refine)
+        with torch.no_grad():
+            moments = dense.moments(program, *laws, kinks=program.kinks(), refine=refine)
     except ValueError:
         return None
-    return torch.stack([moments.mean, moments.variance]).detach()
+    return torch.stack([moments.mean, moments.variance])
 
 
 def error(found: Tensor, truth: Tensor) -> float:
