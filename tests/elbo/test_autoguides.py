@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, autoguide
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO, autoguide
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from tests.elbo.agreement import assert_close, assert_exact, evaluate, leaves
 from tests.elbo.chance import Z_LIMIT, run_many
 from tests.formulas import (
     expected_normal,
+    gauss_hermite,
     gauss_hermite_grid,
     kl_multivariate_normal,
     kl_normal,
@@ -243,6 +244,38 @@ def test_autoguides_of_a_positive_latent(family):
     guide(y)
     perturb()
     assert_exact(positive_scale_of_one, guide, lambda: negative_elbo_of_one(*moments(guide), y), y)
+
+
+def probability(k: Tensor) -> None:
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    with pyro.plate("data", len(k)):
+        pyro.sample("k", dist.Bernoulli(p), obs=k)
+
+
+@pytest.mark.parametrize("family", ["AutoNormal", "AutoDiagonalNormal", "AutoNormalMessenger"])
+def test_autoguides_of_a_probability(family):
+    """Sigmoid by quadrature. Pyro's mean-field ELBO forgets the Jacobian at the guides with a Delta."""
+    k = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    guide = getattr(autoguide, family)(probability)
+    guide(k)
+    perturb()
+
+    def formula() -> Tensor:
+        if family == "AutoDiagonalNormal":
+            m, s = guide.loc, guide.scale
+        else:
+            m, s = guide.locs.p, guide.scales.p
+        nodes, weights = gauss_hermite(120)
+        u = m + s * nodes
+        log_p, log_q = torch.nn.functional.logsigmoid(u), torch.nn.functional.logsigmoid(-u)
+        prior = dist.Beta(2.0, 3.0).log_prob(u.sigmoid()) + log_p + log_q
+        expected = (weights * (prior + 3 * log_p + log_q)).sum()
+        return -expected - normal_entropy(s).sum()
+
+    assert_exact(probability, guide, formula, k)
+    if family != "AutoNormalMessenger":
+        elbo = TraceMeanField_ELBO(num_particles=200, vectorize_particles=True)
+        assert abs(elbo.loss(probability, guide, k) - formula().item()) > 0.5
 
 
 def test_autolaplace_after_fitting_is_a_gaussian():
