@@ -27,7 +27,7 @@ def normal(name: str, loc: float | Tensor, scale: float = 0.4) -> Tensor:
 
 def every_method() -> None:
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    w = pyro.sample("w", dist.Normal(WEIGHTS, 1.0).to_event(1))
+    rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
     k = pyro.sample("k", dist.Bernoulli(0.3))
     pyro.deterministic("twice", 2 * z)
     pyro.sample("linear", dist.Normal(z, 0.5), obs=ONE)
@@ -35,16 +35,25 @@ def every_method() -> None:
     pyro.sample("robust", dist.StudentT(3.0, z), obs=ONE)  # robust
     pyro.sample("switched", dist.Normal(z + k, 0.5), obs=ONE)
     pyro.sample("mixed", dist.StudentT(3.0, z + k), obs=ONE)  # mixed
-    ordered = torch.sort(w)[0]  # sorted
-    pyro.sample("ranks", dist.Normal(ordered, 0.5).to_event(1), obs=WEIGHTS)
+    pyro.sample("waiting", dist.Exponential(rate), obs=ONE)
     pyro.factor("penalty", -z)
 
 
 def every_method_guide() -> None:
     normal("z", 0.5)
+    pyro.sample("rate", dist.Gamma(pyro.param("a", torch.tensor(3.0)), 2.0))  # rate
+    pyro.sample("k", dist.Bernoulli(0.6), infer={"enumerate": "parallel"})
+
+
+def ranked() -> None:
+    w = pyro.sample("w", dist.Normal(WEIGHTS, 1.0).to_event(1))
+    ordered = torch.sort(w)[0]  # sorted
+    pyro.sample("ranks", dist.Normal(ordered, 0.5).to_event(1), obs=WEIGHTS)
+
+
+def ranked_guide() -> None:
     loc = pyro.param("w_loc", torch.tensor([0.1, 0.2, 0.3]))
     pyro.sample("w", dist.Normal(loc, 0.4).to_event(1))
-    pyro.sample("k", dist.Bernoulli(0.6), infer={"enumerate": "parallel"})
 
 
 def unknown_law() -> None:

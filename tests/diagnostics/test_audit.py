@@ -15,6 +15,8 @@ from tests.diagnostics.programs import (
     every_method_guide,
     normal,
     positive,
+    ranked,
+    ranked_guide,
     unknown_law,
     unknown_law_guide,
 )
@@ -25,6 +27,7 @@ def test_only_sampled_terms_differ():
         row["site"]: row["method"] != "sampled"
         for row in explain(every_method, every_method_guide).rows
     }
+    assert audit(ranked, ranked_guide) == {"w": True, "ranks": False}
     assert audit(unknown_law, unknown_law_guide) == {
         "rate": True,
         "z": True,

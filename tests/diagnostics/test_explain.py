@@ -12,7 +12,13 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, autoguide
 from torch import nn
 
-from pyro_silent import ConfigurationError, Explanation, SilentELBO, explain
+from pyro_silent import (
+    ConfigurationError,
+    Explanation,
+    IntractableError,
+    SilentELBO,
+    explain,
+)
 from pyro_silent.expectation.settings import current_points
 from tests.diagnostics.programs import (
     ONE,
@@ -24,6 +30,8 @@ from tests.diagnostics.programs import (
     marked_guide,
     normal,
     positive,
+    ranked,
+    ranked_guide,
     unknown_law,
     unknown_law_guide,
 )
@@ -42,9 +50,9 @@ def methods(explanation: Explanation) -> dict[str, str]:
 
 TABLE = """\
 Site      Kind      Term           Method                       Sources  Reason
---------  --------  -------------  ---------------------------  -------  ---------------------------------------------------------------------
+--------  --------  -------------  ---------------------------  -------  ----------------------------------------------------------------------
 z         latent    -KL(q || p)    closed form                  z
-w         latent    -KL(q || p)    closed form                  w
+rate      latent    -KL(q || p)    closed form                  rate
 k         latent    log p - log q  enumerated                   k
 linear    observed  log p          closed form                  z
 count     observed  log p          closed form                  z
@@ -53,12 +61,10 @@ robust    observed  log p          quadrature(nn)               z        log p o
 switched  observed  log p          enumerated                   z, k
 mixed     observed  log p          enumerated + quadrature(nn)  z, k     log p of StudentT has no closed expectation.
                                                                          at {mixed}
-ranks     observed  log p          sampled                      w        The expected log density of Normal with random loc: the mean of a
-                                                                         function of latent 'w' has no closed form here: exactness was lost in
-                                                                         torch.sort (sort has no pointwise form). It mixes several random
-                                                                         elements: write the term with functions of one element at a time, or
-                                                                         accept the sample.
-                                                                         at {sorted}
+waiting   observed  log p          sampled                      rate     It depends on 'rate', which is sampled: the exact moments of Gamma are
+                                                                         not known. Choose a law that is Gaussian or a transformed Gaussian
+                                                                         (LogNormal, an autoguide), or one-hot, categorical or Bernoulli.
+                                                                         at {rate}
 penalty   observed  log p          closed form                  z"""  # noqa: E501
 
 
@@ -66,7 +72,7 @@ def test_table_of_every_method(monkeypatch):
     monkeypatch.chdir(ROOT)
     explanation = explain(every_method, every_method_guide)
     printed = re.sub(r"quadrature\(\d\d\)", "quadrature(nn)", str(explanation))
-    places = {mark: line(mark).removeprefix(ROOT) for mark in ("robust", "mixed", "sorted")}
+    places = {mark: line(mark).removeprefix(ROOT) for mark in ("robust", "mixed", "rate")}
     assert printed == TABLE.format(**places)
     assert re.fullmatch(
         r"Explanation\(10 sites: 5 closed form, 2 enumerated, 1 quadrature\(\d+\), "
@@ -88,9 +94,24 @@ def test_rows_are_plain_data():
         "location": None,
     }
     assert all(row.keys() == rows["linear"].keys() for row in rows.values())
-    assert rows["ranks"]["location"] == line("sorted")
+    assert rows["waiting"]["location"] == line("rate")
     assert rows["mixed"]["location"] == line("mixed")
     assert "twice" not in rows, "a deterministic site has no term"
+
+
+def test_an_operation_without_expectation():
+    """The refusal of the loss is the reason; the line of the operation is the place."""
+    row = by_site(explain(ranked, ranked_guide))["ranks"]
+    with pytest.raises(IntractableError) as refusal:
+        SilentELBO().loss(ranked, ranked_guide)
+    assert (row["method"], row["sources"]) == ("sampled", ("w",))
+    assert row["location"] == refusal.value.location == line("sorted")
+    assert row["reason"].startswith("The expected log density of Normal with random loc: ")
+    assert "exactness was lost in torch.sort (" in row["reason"]
+    assert row["reason"].endswith(
+        "It mixes several random elements: write the term with functions of one element at a time, or "
+        "accept the sample."
+    )
 
 
 def test_terms_of_a_sampled_latent():

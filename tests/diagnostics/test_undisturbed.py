@@ -24,12 +24,15 @@ from tests.diagnostics.programs import (
     leaking_guide,
     normal,
     positive,
+    ranked,
+    ranked_guide,
     unknown_law,
     unknown_law_guide,
 )
 
 PAIRS = {
     "every method": (every_method, every_method_guide),
+    "no expectation": (ranked, ranked_guide),
     "unknown law": (unknown_law, unknown_law_guide),
     "leak": (leaking, leaking_guide),
 }
