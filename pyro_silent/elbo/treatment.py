@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_silent.elbo.enumeration import check_enumerable
-from pyro_silent.elbo.transformed import is_pushforward, push
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.draw import random_parameters_of, sampled_site
 from pyro_silent.random_tensor.latent import tensor_of
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.source import find_source
 from pyro_silent.random_tensor.tensor import RandomTensor
+from pyro_silent.random_tensor.transformed import images, is_image, is_pushforward, log_abs_det
 
 _WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
@@ -80,13 +80,13 @@ def _centered(fn: Distribution) -> Distribution | None:
 def analytic(name: str, fn: Distribution) -> Treated | None:
     """The treatment by law; None where it is not known.
 
-    A source, a linear-Gaussian step of a chain, an invertible transform of these, or a point.
+    A source, a linear-Gaussian step of a chain, one of these under transforms, or a point.
     """
     base = innermost(fn)
     if isinstance(base, dist.Delta):
         return Treated(fn.rsample(), "point")
-    if is_pushforward(base):
-        return _pushforward(name, fn, base)
+    if is_image(base):
+        return _image(name, fn, base)
     if not random_parameters_of(fn):
         source = find_source(fn, name)
         if source is None:
@@ -102,24 +102,37 @@ def analytic(name: str, fn: Distribution) -> Treated | None:
     return Treated(value, "analytic", lambda: negative_entropy(centered))
 
 
-def _pushforward(name: str, fn: Distribution, transformed: Distribution) -> Treated | None:
-    """E[log q] = -entropy of the base - E[log |det J|]; None where the base or the code refuses."""
+def _image(name: str, fn: Distribution, transformed: Distribution) -> Treated | None:
+    """A base under transforms; None where the base, or the transforms' code, refuses.
+
+    E[log q] = -entropy of the base - E[log |det J|]; of a folded law, its own entropy.
+    """
     base = analytic(name, transformed.base_dist)
     if base is None or base.log_density is None or _is_expanded(fn):
         return None
-    try:
-        value, log_det = push(transformed, base.value)
-    except LeakError:
-        return None  # the transform needs values
     entropy = base.log_density
+    invertible = is_pushforward(transformed)
+    if not invertible and (random_parameters_of(fn) or not _has_entropy(transformed)):
+        return None
+    try:
+        values = images(transformed, base.value)
+        log_det = log_abs_det(transformed, values) if invertible else None
+    except LeakError:
+        return None  # a transform needs values
 
     def log_density() -> Tensor:
+        if log_det is None:
+            return negative_entropy(fn)
         of_base = entropy()
         of_base = sum_rightmost(of_base, of_base.dim() - len(transformed.batch_shape))
         density = (of_base - log_det).expand(transformed.batch_shape)
         return _with_wrappers(fn, density)
 
-    return Treated(value, "analytic", log_density)
+    return Treated(values[-1], "analytic", log_density)
+
+
+def _has_entropy(fn: Distribution) -> bool:
+    return type(fn).entropy is not Distribution.entropy
 
 
 def _is_expanded(fn: Distribution) -> bool:

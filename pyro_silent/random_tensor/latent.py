@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyro.distributions as dist
 import torch
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from pyro_silent.errors import IntractableError
 from pyro_silent.random_tensor.affine import Affine, Term
 from pyro_silent.random_tensor.source import Source, find_source
 from pyro_silent.random_tensor.tensor import RandomTensor, blank_tensor
+from pyro_silent.random_tensor.transformed import images, is_image
 
 
 def from_source(source: Source, dtype: torch.dtype | None = None) -> RandomTensor:
@@ -50,7 +54,8 @@ def random_tensor(distribution: Distribution, name: str = "z") -> RandomTensor:
     it was made by ``to_event``, are independent.
 
     :param distribution: Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli,
-        OneHotCategorical or Categorical (an index tensor), also under ``to_event``, ``expand``, ``mask``.
+        OneHotCategorical or Categorical (an index tensor), or a LogNormal, HalfNormal or any
+        ``TransformedDistribution`` of these; also under ``to_event``, ``expand``, ``mask``.
     :param name: shown in messages.
     :raises IntractableError: for a distribution whose moments are not in the table.
 
@@ -65,12 +70,17 @@ def random_tensor(distribution: Distribution, name: str = "z") -> RandomTensor:
         >>> float(mean(y)), float(variance(y))
         (5.0, 37.0)
     """
+    transformed: Any = distribution
+    while isinstance(transformed, (Independent, dist.MaskedDistribution)):
+        transformed = transformed.base_dist
+    if is_image(transformed):
+        return images(transformed, random_tensor(transformed.base_dist, name))[-1]
     source = find_source(distribution, name)
     if source is None:
         raise IntractableError(
             f"random_tensor: the moments of {type(distribution).__name__} are not known; expected "
             "Normal, MultivariateNormal, LowRankMultivariateNormal, Bernoulli, OneHotCategorical or "
-            "Categorical, possibly under to_event, expand or mask.",
+            "Categorical, or a TransformedDistribution of one, possibly under to_event, expand or mask.",
             latents=(name,),
         )
     return tensor_of(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -223,16 +224,43 @@ def test_a_chain_of_transformed_sites():
     assert_exact(model, guide, formula)
 
 
-def test_a_law_whose_transform_folds_is_not_taken_for_one():
-    """HalfNormal derives from TransformedDistribution; its transform has no inverse."""
+def test_a_folded_gaussian():
+    """HalfNormal is a transformed law whose transform has no inverse; its entropy is known."""
+    new_parameters(log_scale=2)
 
+    def model() -> None:
+        with pyro.plate("data", 2):
+            y = pyro.sample("y", dist.HalfNormal(1.0))
+            pyro.sample("x", dist.Normal(y, 0.5), obs=torch.tensor([0.3, 1.2]))
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.HalfNormal(P("log_scale").exp()))
+
+    def formula() -> Tensor:
+        s = P("log_scale").exp()
+        mean = s * math.sqrt(2 / math.pi)
+        x = torch.tensor([0.3, 1.2])
+        expected = expected_normal(x - mean, s**2 - mean**2, 0.5)
+        return (0.5 * (s**2 - 1) - s.log() - expected).sum()
+
+    assert_exact(model, guide, formula)
+
+
+class _Sharp(dist.HalfNormal):
+    """A folded law with another density, and no entropy that is known."""
+
+    entropy = torch.distributions.Distribution.entropy
+
+
+def test_a_folded_law_without_an_entropy_is_refused():
     def model() -> None:
         pyro.sample("y", dist.HalfNormal(1.0))
 
     def guide() -> None:
-        pyro.sample("y", dist.HalfNormal(P("scale", torch.tensor(0.5))))
+        pyro.sample("y", _Sharp(P("scale", torch.tensor(0.5))))
 
-    with pytest.raises(IntractableError, match="'y'.*HalfNormal"):
+    with pytest.raises(IntractableError, match="'y'.*_Sharp"):
         SilentELBO().loss(model, guide)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,41 +11,41 @@ from torch.distributions import Distribution
 
 from pyro_silent.random_tensor.shapes import sum_rightmost
 
-_METHODS = ("log_prob", "sample", "rsample")
+_TRANSFORMED = torch.distributions.TransformedDistribution
 
 
-class Pushforward(NamedTuple):
-    """The image of a base value, and ``log |det J|`` of the way there by position of the batch.
-
-    :ivar value: random wherever the base is, or the transforms are.
-    :ivar log_det: of the distribution's batch shape, up to broadcasting.
-    """
-
-    value: Tensor
-    log_det: Tensor
+def is_image(fn: Distribution) -> bool:
+    """Whether a distribution is drawn as its base under its transforms."""
+    return isinstance(fn, _TRANSFORMED) and all(
+        getattr(type(fn), name) is getattr(_TRANSFORMED, name) for name in ("sample", "rsample")
+    )
 
 
 def is_pushforward(fn: Distribution) -> bool:
-    """Whether a distribution is its base under invertible transforms, with torch's own formulas.
+    """Whether an image also has torch's density for one: its transforms are invertible.
 
     A HalfNormal, whose class derives from them, has another density: its transform folds.
     """
-    transformed = torch.distributions.TransformedDistribution
     return (
-        isinstance(fn, transformed)
-        and all(getattr(type(fn), name) is getattr(transformed, name) for name in _METHODS)
+        is_image(fn)
+        and type(fn).log_prob is _TRANSFORMED.log_prob
         and all(transform.bijective for transform in fn.transforms)
     )
 
 
-def push(fn: Distribution, value: Tensor) -> Pushforward:
-    """Carry a base value through the transforms of a distribution.
-
-    ``log q(y) = log q_base(x) - sum log |det J|``, summed over event dims as torch does it.
-    """
+def images(fn: Distribution, value: Tensor) -> list[Any]:
+    """A base value and what each transform of the distribution makes of it; the last is the latent's."""
     values = [value]
     for transform in fn.transforms:
         values.append(transform(values[-1]))
+    return values
+
+
+def log_abs_det(fn: Distribution, values: Sequence[Tensor]) -> Tensor:
+    """``sum log |det J|`` along the images, of the batch shape up to broadcasting.
+
+    ``log q(y) = log q_base(x) - log |det J|``, summed over event dims as torch does it.
+    """
     total: Any = 0.0
     event_dim = len(fn.event_shape)
     pairs = zip(values, values[1:])
@@ -52,4 +53,4 @@ def push(fn: Distribution, value: Tensor) -> Pushforward:
         event_dim += transform.domain.event_dim - transform.codomain.event_dim
         log_det = transform.log_abs_det_jacobian(x, y)
         total = total + sum_rightmost(log_det, event_dim - transform.domain.event_dim)
-    return Pushforward(values[-1], total)
+    return total
