@@ -27,13 +27,6 @@ def is_random(site: dict) -> bool:
     )
 
 
-_LEFT_OUT = (
-    # Pyro's divergence drops its log_density.
-    Delta,
-    # torch compares the bases, which is wrong where the transform is not one-to-one.
-    torch.distributions.TransformedDistribution,
-)
-
 _DISCRETE = (
     torch.distributions.Bernoulli,
     torch.distributions.Categorical,
@@ -73,12 +66,24 @@ def _enter_alike(site: dict, prior: dict) -> bool:
     return scales[0] is scales[1]
 
 
+def _left_out(fn: Any) -> bool:
+    """Whether the table of divergences is wrong for a law.
+
+    Pyro's entry for a Delta drops its log_density. torch compares the bases of transformed laws, which
+    is right only where the transforms (equal ones: it checks that) are one-to-one.
+    """
+    fn = innermost(fn)
+    if isinstance(fn, torch.distributions.TransformedDistribution):
+        return not all(transform.bijective for transform in fn.transforms)
+    return isinstance(fn, Delta)
+
+
 def _divergence(site: dict, prior: dict) -> Tensor | None:
     """KL(q || p), or None where its parameters are random or torch does not know it."""
     q, p = site["fn"], prior["fn"]
     if not (_is_builtin(q) and _is_builtin(p)):
         return None
-    if isinstance(innermost(q), _LEFT_OUT) or isinstance(innermost(p), _LEFT_OUT):
+    if _left_out(q) or _left_out(p):
         return None
     if q.batch_shape != p.batch_shape or 0 in q.shape():
         return None

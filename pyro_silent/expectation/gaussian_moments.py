@@ -23,7 +23,7 @@ class Moments:
 
     def __init__(self, atoms: Sequence[RandomTensor]) -> None:
         self.forms: dict[int, Affine] = {id(atom): affine_of(atom) for atom in atoms}
-        self._kept = list(atoms)
+        self._order = {id(atom): place for place, atom in enumerate(atoms)}
         self._means: dict[int, Tensor] = {key: form.offset for key, form in self.forms.items()}
         self._covariances: dict[tuple[int, int], Tensor | None] = {}
 
@@ -33,7 +33,8 @@ class Moments:
 
     def covariance(self, a: RandomTensor, b: RandomTensor) -> Tensor | None:
         """Cov(a, b); a shift of the law leaves it as it is."""
-        key = (id(a), id(b)) if id(a) <= id(b) else (id(b), id(a))
+        # by place, not by id: the same sums in the same order on every run
+        key = (id(a), id(b)) if self._order[id(a)] <= self._order[id(b)] else (id(b), id(a))
         if key not in self._covariances:
             self._covariances[key] = self._work_out(self.forms[key[0]], self.forms[key[1]])
         return self._covariances[key]

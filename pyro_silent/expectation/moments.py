@@ -38,19 +38,19 @@ from pyro_silent.random_tensor.tensor import (
 
 
 def refusal(
-    tensor: RandomTensor, what: str, site: str | None = None, why: str = ""
+    tensor: RandomTensor, what: str, site: str | None = None, why: Exception | str = ""
 ) -> IntractableError:
     """The error for an expectation of a tensor that no form covers."""
     lost = tensor._lost
     latents = latents_of(tensor)
     names = ", ".join(map(repr, latents)) or "?"
-    operation = location = None
-    if lost is not None:
-        operation, location, reason = lost
-        reason = why or reason
-        why = f"exactness was lost in {operation} at {location} ({reason})"
+    operation, location, reason = lost if lost is not None else (None, None, "it has no form")
+    if getattr(why, "operation", None) is not None:
+        operation, location = why.operation, why.location  # type: ignore[union-attr]
+    reason = str(why) or reason
+    place = "" if operation is None else f"exactness was lost in {operation} at {location} "
     return IntractableError(
-        f"{what} of a function of latent {names} has no closed form here: {why or 'it has no form'}.",
+        f"{what} of a function of latent {names} has no closed form here: {place}({reason}).",
         site=site,
         operation=operation,
         latents=latents,
@@ -98,7 +98,7 @@ def mean_of(t: Tensor, what: str) -> Tensor:
     try:
         return _checked(_deep(lambda: _mean(t), t), t, what)
     except (NotPointwise, NoForm) as reason:
-        raise refusal(t, what, why=str(reason)) from None
+        raise refusal(t, what, why=reason) from None
 
 
 def _deep(work: Callable[[], Tensor], *tensors: RandomTensor) -> Tensor:
@@ -271,7 +271,7 @@ def _second_moment(a: Tensor, b: Tensor, what: str) -> Tensor:
                 f"form here: {reason}.",
                 latents=names,
             ) from None
-        raise refusal(lost, what, why=str(reason)) from None
+        raise refusal(lost, what, why=reason) from None
 
 
 def _dtype(tensor: Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ sum is again a sum of products. Expectation is linear: each product is somebody 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,14 @@ MAX_PRODUCTS = 128
 
 
 class NotPointwise(Exception):
-    """A program that has no pointwise form; the argument says why, or is empty."""
+    """A program that has no pointwise form; the argument says why, or is empty.
+
+    :ivar operation: the operation that has no place in the form, where it is known.
+    :ivar location: the user's line that called it.
+    """
+
+    operation: str | None = None
+    location: str | None = None
 
 
 class Function:
@@ -327,7 +335,16 @@ def multiply(a: Sum, b: Sum) -> Sum:
     return Sum([_product(p, q, len(shape)) for p in a.products for q in b.products], shape)
 
 
+MAX_DEGREE = 8
+MAX_REDUCED = 10**6
+"""How many factors one product may have, and how many elements it may sum."""
+
+
 def _product(p: Product, q: Product, num_dims: int) -> Product:
+    if len(p.powers) + len(q.powers) > MAX_DEGREE:
+        raise NotPointwise(f"a polynomial of a degree above {MAX_DEGREE}")
+    if math.prod(p.reduced) * math.prod(q.reduced) > MAX_REDUCED:
+        raise NotPointwise(f"a product of sums of more than {MAX_REDUCED} pairs")
     # p's reduced dims go to the left of q's
     p = padded(p, num_dims, len(q.reduced))
     exponent = p.exponent

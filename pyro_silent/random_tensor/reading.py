@@ -45,6 +45,7 @@ from pyro_silent.random_tensor.tensor import (
     affine_of,
     blank_tensor,
     lazy,
+    operation_name,
     random_tensors,
     storage_of,
 )
@@ -108,17 +109,25 @@ def _read_call(tensor: RandomTensor) -> Sum:
     if call is None:
         raise NotPointwise("")
     call.check_unchanged()
-    with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
-        reading = READINGS.get(call.function)
-        if reading is not None:
-            form = reading(*call.args, **call.kwargs)
-        elif call.function in MOVES:
-            form = _moved(call, tensor)
-        elif isinstance(call.function, Elementwise):
-            form = _elementwise(call.function.read, call.args, call.kwargs)
-        else:
-            raise NotPointwise(f"{getattr(call.function, '__name__', '?')} has no pointwise form")
+    try:
+        with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
+            form = _form_of(call, tensor)
+    except NotPointwise as reason:
+        if reason.operation is None:
+            reason.operation, reason.location = operation_name(call.function), call.location
+        raise
     return form if call.grad_enabled else form.map(Tensor.detach)
+
+
+def _form_of(call: Call, tensor: RandomTensor) -> Sum:
+    reading = READINGS.get(call.function)
+    if reading is not None:
+        return reading(*call.args, **call.kwargs)
+    if call.function in MOVES:
+        return _moved(call, tensor)
+    if isinstance(call.function, Elementwise):
+        return _elementwise(call.function.read, call.args, call.kwargs)
+    raise NotPointwise(f"{operation_name(call.function)} has no pointwise form")
 
 
 def _moved(call: Call, tensor: RandomTensor) -> Sum:
@@ -347,6 +356,10 @@ def power(input: Any, exponent: Any) -> Sum:
     (product,) = input.products
     if product.is_constant:
         return constant(product.coefficient**number)
+    if number == 0.5 and len(product.powers) == 2 and product.powers[0] is product.powers[1]:
+        rest = Product(product.coefficient, (), product.exponent, product.functions)
+        root = power(Sum([rest], input.shape), 0.5)
+        return multiply(function_of(torch.abs, atom(product.powers[0])), root)
     if product.exponent is None:
         if number == -1.0 and len(product.powers) + len(product.functions) == 1:
             inverse = function_of(torch.reciprocal, Sum([_bare(product)], input.shape))
@@ -845,6 +858,25 @@ def mean(input: Any, *dims: Any, dim: Any = None, keepdim: bool = False, dtype: 
     total = sum_(input, *dims, dim=dim, keepdim=keepdim)
     count = math.prod(input.shape) / max(math.prod(total.shape), 1)
     return times_plain(total, 1.0 / count)
+
+
+@_reads("cumsum")
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Sum:
+    """Running sums: each element sums those before it."""
+    form = read(input)
+    if not form.shape:
+        return form
+    size, right = form.shape[dim], len(form.shape) - 1 - dim % len(form.shape)
+    # [.., 1, size, right dims] meets the lower triangle [size, size, 1..]
+    wide = moved_sum(
+        form,
+        lambda tensor: inserted(tensor, right + 1, 1),
+        (*form.shape[: -right - 1], 1, *form.shape[-right - 1 :]),
+    )
+    triangle = torch.ones(size, size, dtype=input.dtype, device=input.device).tril()
+    return summed(
+        times_plain(wide, triangle.reshape(size, size, *[1] * right)), [-right - 1], False
+    )
 
 
 @_reads("matmul", "mm", "bmm", "mv", "__matmul__", "linalg.matmul")

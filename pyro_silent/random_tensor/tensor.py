@@ -30,13 +30,14 @@ DIRECT: dict[Callable, Callable] = {}
 class Call:
     """How a random tensor was made: enough to make it again from concrete values."""
 
-    __slots__ = ("args", "function", "grad_enabled", "kwargs", "versions")
+    __slots__ = ("args", "function", "grad_enabled", "kwargs", "location", "versions")
 
     def __init__(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         self.function = function
         self.args = args
         self.kwargs = kwargs
         self.grad_enabled = torch.is_grad_enabled()
+        self.location: str | None = None
         self.versions = _versions(args)
         if kwargs:
             self.versions += _versions(kwargs.values())
@@ -487,11 +488,12 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
         outputs = blank_outputs(function, args, kwargs)
     except NotImplementedError as error:
         raise leak(function, *inputs) from error
+    call = Call(function, args, kwargs)
+    call.location = user_location()
     lost = next((t._lost for t in inputs if t._form is None), None)
     if lost is None:
         operation = operation_name(function)
-        lost = Lost(operation, user_location(), reason or f"{operation} is not affine")
-    call = Call(function, args, kwargs)
+        lost = Lost(operation, call.location, reason or f"{operation} is not affine")
     device = inputs[0].device
 
     def node(output: Any, index: int | None) -> RandomTensor:

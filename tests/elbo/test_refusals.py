@@ -64,7 +64,7 @@ def weights():
 
 @pytest.mark.parametrize(
     ("decoder", "fragment", "operation"),
-    [(deep_tanh, "z @", "tanh"), (deep_relu, "z @", "relu"), (largest, "sort", "sort")],
+    [(deep_tanh, "hidden @", "tanh"), (deep_relu, "hidden @", "relu"), (largest, "sort", "sort")],
 )
 def test_refusal_names_everything(weights, decoder, fragment, operation):
     """Site, operation, latent, the line where exactness was lost, and what to write instead."""
@@ -181,7 +181,7 @@ def test_one_warning_per_sampled_site(weights):
     (message,) = sampled_warnings(elbo, model_of(deep_relu), gaussian_guide, x, times=3)
     assert "'x'" in message
     assert "relu" in message
-    assert line_of(deep_relu, "z @") in message
+    assert line_of(deep_relu, "hidden @") in message
     new_parameters(v=(CODE, DATA))
     messages = sampled_warnings(sampling(), two_views(), gaussian_guide, x, times=2)
     assert len(messages) == 1
