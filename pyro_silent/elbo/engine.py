@@ -31,7 +31,7 @@ from pyro_silent.errors import (
 from pyro_silent.expectation.coercion import check_plain_parameters
 from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.moments import mean
-from pyro_silent.expectation.registry import expected_log_prob
+from pyro_silent.expectation.registry import expectation_of
 from pyro_silent.random_tensor.draw import Draw
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -262,7 +262,7 @@ def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor
     if log_density is not None:
         return mean(log_density()).expand(fn.batch_shape)
     _check_support(fn, value)
-    return expected_log_prob(fn, value)
+    return expectation_of(fn, value, 0)
 
 
 def _at(draw: Draw, site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:
