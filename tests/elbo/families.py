@@ -52,11 +52,18 @@ class Family(NamedTuple):
 
 
 def deep(code: Tensor) -> Tensor:
-    return torch.tanh(3.0 * torch.tanh(2.0 * code @ P("w1")) @ P("w2"))
+    """Never exact: a softmax over a hidden layer is a function of many scalars."""
+    hidden = torch.tanh(2.0 * code @ P("w1"))
+    return torch.tanh(6.0 * (hidden * hidden.softmax(-1)) @ P("w2"))
+
+
+def opaque(x: Tensor) -> Tensor:
+    """x cos(x), written so that nobody sees an expectation."""
+    return torch.stack([x, x.cos()]).cumprod(0)[1]
 
 
 def _gaussian_nodes() -> tuple[Tensor, Tensor]:
-    grid, probabilities = gauss_hermite_grid(CODE)
+    grid, probabilities = gauss_hermite_grid(CODE, 80)
     return P("loc") + P("log_scale").exp() * grid[:, None, :], probabilities[:, None]
 
 
