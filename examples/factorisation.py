@@ -66,8 +66,8 @@ def split(matrix: Matrix, share: float, seed: int) -> Split:
 def head(matrix: Matrix, num_rows: int) -> Matrix:
     """The first rows of a matrix."""
     kept = matrix.rows < num_rows
-    parts = (part[kept] for part in (matrix.rows, matrix.columns, matrix.values))
-    return Matrix(*parts, shape=(num_rows, matrix.shape[1]))
+    shape = (num_rows, matrix.shape[1])
+    return Matrix(matrix.rows[kept], matrix.columns[kept], matrix.values[kept], shape)
 
 
 def factorisation(

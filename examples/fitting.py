@@ -71,10 +71,15 @@ class Fit:
         """The smallest loss seen."""
         return min(self.losses)
 
-    def seconds_to(self, loss: float) -> float:
-        """Seconds until the loss was first at most this; infinite if it never was."""
-        reached = (t for t, value in zip(self.seconds, self.losses, strict=True) if value <= loss)
-        return next(reached, math.inf)
+    def seconds_to(self, loss: float, hold: int = 1) -> float:
+        """Seconds until so many losses in a row were at most this; infinite if they never were.
+
+        Counted to the first of them.
+        """
+        for first in range(len(self.losses) - hold + 1):
+            if max(self.losses[first : first + hold]) <= loss:
+                return self.seconds[first]
+        return math.inf
 
 
 def example_parser(description: str) -> argparse.ArgumentParser:
@@ -220,10 +225,12 @@ def fit_lbfgs(
     max_iter: int = 1000,
     jitter: float = 0.0,
     history_size: int = 100,
+    tolerance: float = 1e-10,
 ) -> Fit:
     """Minimise ``SilentELBO`` as an ``ELBOModule`` with ``torch.optim.LBFGS``, line search and all.
 
-    It stops by itself, when the loss changes by less than 1e-10 of its first value.
+    :param tolerance: it stops by itself when the loss changes by less than this part of its first
+        value.
     """
     guide = fresh_guide(make_guide, problem, jitter=jitter)
     objective = SilentELBO()(problem.model, guide)
@@ -235,8 +242,8 @@ def fit_lbfgs(
         max_iter=max_iter,
         max_eval=2 * max_iter,
         history_size=history_size,
-        tolerance_grad=1e-8 * abs(start),
-        tolerance_change=1e-10 * abs(start),
+        tolerance_grad=100 * tolerance * abs(start),
+        tolerance_change=tolerance * abs(start),
         line_search_fn="strong_wolfe",
     )
     with tqdm(desc=fit.name, unit="evaluation", leave=False) as bar:
@@ -263,20 +270,21 @@ def fit_adam(
     seconds: float,
     evaluate_every: int | None = None,
     target: float = -math.inf,
+    hold: int = 1,
 ) -> Fit:
     """Train with Pyro's ``SVI`` and Adam for some seconds of processor time.
 
     The clock stands still while the exact loss is evaluated.
 
     :param evaluate_every: steps between exact losses; without it there is one, at the end.
-    :param target: an exact loss to stop at.
+    :param target: an exact loss to stop at, once so many in a row are at most this.
     """
     guide = fresh_guide(make_guide, problem)
     svi = SVI(problem.model, guide, pyro.optim.Adam({"lr": learning_rate}), loss=loss)
     fit = Fit(f"Adam({learning_rate:g}) + {type(loss).__name__}")
     spent = 0.0
     with tqdm(desc=fit.name, unit="step", leave=False) as bar:
-        while spent < seconds and not (fit.losses and fit.losses[-1] <= target):
+        while spent < seconds and fit.seconds_to(target, hold) == math.inf:
             began, elapsed, steps = time.process_time(), 0.0, 0
             while spent + elapsed < seconds and steps != evaluate_every:
                 svi.step(*problem.data)
