@@ -15,31 +15,34 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.quadrature import can_look
 
-_STEP = 0.42  # error 6e-11
+_STEP = {torch.float64: 0.42}  # error 6e-11
+_COARSE = 0.6  # error 7e-8, for single precision
 _LAST = 3.3  # log t: beyond are 2e-12
 _SERIES = 1e-4  # t E[x^2] below which three terms of the series are enough
 _WIDEST = 1e8  # E[x^2] provided for where it cannot be looked at
 
 
 @lru_cache(maxsize=64)
-def _rule(count: int) -> tuple[np.ndarray, np.ndarray]:
-    t = np.exp(_LAST - _STEP * np.arange(count))
-    return t, _STEP * np.exp(-t)
+def _rule(count: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    t = np.exp(_LAST - step * np.arange(count))
+    return t, step * np.exp(-t)
 
 
 def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
     """``E log(1 + x^2)`` for ``x ~ N(mean, std^2)``, elementwise and differentiable.
 
-    Relative error below 1e-9. Cost: 30 evaluations per element, and 6 more for each factor 10 that the
-    largest root mean square of x lies above 1.
+    Relative error below 1e-9 (1e-6 in single precision). Cost: 30 (22) evaluations per element, and 11
+    (8) more for each factor 10 that the largest root mean square of x lies above 1.
 
     >>> log1p_square(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0)).item()
     0.533453...
@@ -51,18 +54,46 @@ def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
     if can_look(second):
         widest = max(float(second.detach().max()), 1.0) if second.numel() else 1.0
     if not math.isfinite(widest):
-        return (square + variance).log1p()  # infinite, or NaN, as they are
-    count = math.ceil((_LAST + math.log(widest / _SERIES)) / _STEP)
+        return second.log1p()  # infinite, or NaN, as they are
+    step = _STEP.get(mean.dtype, _COARSE)
+    count = math.ceil((_LAST + math.log(widest / _SERIES)) / step)
     note(f"quadrature({count})")
-    nodes, weights = (
-        torch.as_tensor(part, dtype=mean.dtype, device=mean.device) for part in _rule(count)
-    )
-    double = 2 * nodes * variance.unsqueeze(-1)
-    exponent = nodes * square.unsqueeze(-1) / (1 + double) + 0.5 * double.log1p()
-    total = -torch.expm1(-exponent) @ weights
     # the rest of the grid, t_k = t exp(-k h): t E[x^2] - t^2 (E[x^4] / 2 + E[x^2])
-    least = math.exp(_LAST - _STEP * (count - 1))
+    least = math.exp(_LAST - step * (count - 1))
     fourth = second.square() + 4 * square * variance + 2 * variance.square()
-    linear = _STEP * least / math.expm1(_STEP)
-    quadratic = _STEP * least**2 / math.expm1(2 * _STEP)
+    linear = step * least / math.expm1(step)
+    quadratic = step * least**2 / math.expm1(2 * step)
+    total = _Integral.apply(square, variance, count, step)
     return total + linear * second - quadratic * (0.5 * fourth + second)
+
+
+def _integral(
+    square: Tensor, variance: Tensor, count: int, step: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum over the grid and its derivatives."""
+    like = {"dtype": square.dtype, "device": square.device}
+    t, weights = (torch.as_tensor(part, **like) for part in _rule(count, step))
+    q = 1 + 2 * t * variance.unsqueeze(-1)
+    ratio = t / q
+    slope = ratio * square.unsqueeze(-1)
+    less = torch.expm1(-(slope + 0.5 * torch.log1p(2 * t * variance.unsqueeze(-1))))
+    rate = (1 + less) * ratio
+    return -less @ weights, rate @ weights, (rate - 2 * rate * slope) @ weights
+
+
+class _Integral(Function):
+    """The sum over the grid; its derivatives are found in the forward pass, which has all they need."""
+
+    @staticmethod
+    def forward(ctx: Any, square: Tensor, variance: Tensor, count: int, step: float) -> Tensor:
+        value, *slopes = _integral(square, variance, count, step)
+        ctx.grid = count, step
+        ctx.save_for_backward(square, variance, *slopes)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        square, variance, *slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative may be asked for
+            _, *slopes = _integral(square, variance, *ctx.grid)
+        return gradients[0] * slopes[0], gradients[0] * slopes[1], None, None

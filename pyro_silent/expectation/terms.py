@@ -30,6 +30,7 @@ REPEATING = frozenset(
         torch.broadcast_tensors,
         torch.Tensor.clone,
         torch.clone,
+        torch.Tensor.type_as,
     )
 )
 
@@ -47,7 +48,7 @@ def original(tensor: Tensor) -> Tensor:
         if tensor._index is not None and len(args) == 1 and isinstance(args[0], (tuple, list)):
             args = args[0]
         before = args[tensor._index or 0]
-        if not isinstance(before, Tensor):
+        if not isinstance(before, Tensor) or before.dtype is not tensor.dtype:
             break
         tensor = before
     return tensor
@@ -93,6 +94,8 @@ def total(distribution: Distribution, value: Tensor, num_summed: int, *terms: Te
 
 def product(a: Tensor | float, b: Tensor | float) -> Tensor:
     """E[a b]: where one factor is plain, the other's mean is all that is needed."""
+    if isinstance(a, float) and a == 1.0 and isinstance(b, Tensor):
+        return mean(b)
     if isinstance(a, RandomTensor) and isinstance(b, RandomTensor):
         return mean(a * b)
     if isinstance(a, RandomTensor):
