@@ -14,8 +14,8 @@ from pyro_silent.elbo.engine import Particle, Record
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.treatment import innermost
-from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
+from pyro_silent.random_tensor.program import latents_of, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 
 def explain(
@@ -163,7 +163,7 @@ def _method(records: dict[str, Record]) -> str:
 def _random_tensors(site: dict) -> list[RandomTensor]:
     """What is random in a site's term."""
     own = [site[key] for key in ("value", "scale", "mask") if isinstance(site[key], RandomTensor)]
-    return own + random_parameters_of(site["fn"])
+    return own + random_tensors(site["fn"])
 
 
 def _sources(site: dict, particle: Particle) -> list[str]:

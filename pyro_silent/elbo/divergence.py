@@ -15,15 +15,15 @@ from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.treatment import innermost, negative_entropy
 from pyro_silent.errors import IntractableError
 from pyro_silent.expectation.registry import expected_log_prob
-from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.random_tensor.latent import random_tensor
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
 def is_random(site: dict) -> bool:
     """Whether anything in the site's term is random."""
     return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
-        random_parameters_of(site["fn"])
+        random_tensors(site["fn"])
     )
 
 
@@ -87,7 +87,7 @@ def _divergence(site: dict, prior: dict) -> Tensor | None:
         return None
     if q.batch_shape != p.batch_shape or 0 in q.shape():
         return None
-    if random_parameters_of(q) or random_parameters_of(p):
+    if random_tensors(q) or random_tensors(p):
         return None
     try:
         divergence = _closed_form(q, p)

@@ -21,8 +21,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
-from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.tensor import RandomTensor, latents_of
+from pyro_silent.random_tensor.program import latents_of, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 
 class EnumerationMessenger(EnumMessenger):
@@ -108,7 +108,7 @@ class Enumeration:
 
     def _add(self, site: dict) -> None:
         fn, name = site["fn"], site["name"]
-        random = random_parameters_of(fn)
+        random = random_tensors(fn)
         if random:
             latents = tuple(dict.fromkeys(latent for t in random for latent in latents_of(t)))
             raise LeakError(

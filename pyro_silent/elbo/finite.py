@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_silent.errors import IntractableError
-from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.tensor import CACHES, RandomTensor, latents_of
+from pyro_silent.random_tensor.program import CACHES, latents_of, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 
 def check_finite(site: dict) -> None:
@@ -32,7 +32,7 @@ def check_finite(site: dict) -> None:
         warn_if_nan(total, f"log_prob_sum at site '{site['name']}'")
         return
     random = [site["value"]] if isinstance(site["value"], RandomTensor) else []
-    random += random_parameters_of(site["fn"])
+    random += random_tensors(site["fn"])
     name, dtype = type(site["fn"]).__name__, site["log_prob"].dtype
     raise IntractableError(
         f"the expected log density of {name} is {total} although its inputs are finite: a moment "

@@ -10,8 +10,7 @@ from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int,
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.expectation.settings import quadrature_points
-from pyro_silent.random_tensor.draw import random_parameters_of
-from pyro_silent.random_tensor.tensor import latents_of
+from pyro_silent.random_tensor.program import latents_of, random_tensors
 
 _CHOICES = ("raise", "sample")
 
@@ -112,7 +111,7 @@ class SilentELBO(TreatmentELBO):
             treated = analytic(name, fn)
             if treated is not None:
                 return treated
-        parameters = random_parameters_of(fn)
+        parameters = random_tensors(fn)
         if parameters:
             reason = "its law is not a linear-Gaussian function of the latents"
             if not silent:

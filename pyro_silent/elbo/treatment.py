@@ -15,8 +15,9 @@ from torch.distributions import Distribution, Independent
 
 from pyro_silent.elbo.enumeration import check_enumerable
 from pyro_silent.errors import LeakError, user_location
-from pyro_silent.random_tensor.draw import random_parameters_of, sampled_site
+from pyro_silent.random_tensor.draw import sampled_site
 from pyro_silent.random_tensor.latent import tensor_of
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.source import find_source
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -72,7 +73,7 @@ def _centered(fn: Distribution) -> Distribution | None:
         return None
     moved = copy.copy(base)
     moved.loc = torch.zeros_like(loc)
-    if random_parameters_of(moved):
+    if random_tensors(moved):
         return None
     return _rewrap(fn, moved)
 
@@ -87,7 +88,7 @@ def analytic(name: str, fn: Distribution) -> Treated | None:
         return Treated(fn.rsample(), "point")
     if is_image(base):
         return _image(name, fn, base)
-    if not random_parameters_of(fn):
+    if not random_tensors(fn):
         source = find_source(fn, name)
         if source is None:
             return None
@@ -112,7 +113,7 @@ def _image(name: str, fn: Distribution, transformed: Distribution) -> Treated | 
         return None
     entropy = base.log_density
     invertible = is_pushforward(transformed)
-    if not invertible and (random_parameters_of(fn) or not _has_entropy(transformed)):
+    if not invertible and (random_tensors(fn) or not _has_entropy(transformed)):
         return None
     try:
         values = images(transformed, base.value)

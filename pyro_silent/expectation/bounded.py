@@ -14,9 +14,18 @@ from pyro_silent.expectation.links import log_of, odds_of_probability
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.ranges import within
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
-from pyro_silent.expectation.terms import compacted, elementwise, lgamma, pieces, product, total
+from pyro_silent.expectation.terms import (
+    compacted,
+    elementwise,
+    lgamma,
+    pieces,
+    product,
+    shape_of,
+    total,
+)
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.rules.table import functions
-from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 
 @closed_form(dist.Uniform, torch.distributions.Uniform)
@@ -138,7 +147,7 @@ def sine_skewed(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
         sines = torch.stack(torch.broadcast_tensors(*angles), -1).sin()
         return (distribution.skewness * sines).sum(-1).log1p()
 
-    skew = mean(elementwise(log_skew, *angles))
+    skew = mean(elementwise(log_skew, *angles, shape=shape_of(distribution, value)))
     return total(distribution, value, num_summed, expectation_of(base, value, 0), skew)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from pyro.distributions.distribution import COERCIONS
 from torch.distributions import Distribution, constraints
 
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import compact
-from pyro_silent.random_tensor.tensor import RandomTensor, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 CONSTRUCTORS: dict[type, Callable[..., None]] = {}
 

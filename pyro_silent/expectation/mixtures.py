@@ -16,7 +16,8 @@ from pyro_silent.expectation.links import odds_of, odds_of_probability
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
 from pyro_silent.expectation.terms import compacted, elementwise, shape_of, total
-from pyro_silent.random_tensor.draw import map_parameters, random_parameters_of
+from pyro_silent.random_tensor.draw import map_parameters
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -36,7 +37,7 @@ def zero_inflated(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     counts = mean(log_rest) + expectation_of(base, value, 0)
     zero = value == 0
     if bool(zero.any()):
-        if random_parameters_of(base) or isinstance(log_rest, RandomTensor):
+        if random_tensors(base) or isinstance(log_rest, RandomTensor):
             nothing = _log_prob_of_zero(base)
             zeros = mean(log_rest + nothing) + mean(F.softplus(log_gate - log_rest - nothing))
         else:
@@ -72,7 +73,7 @@ def masked_mixture(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     second = expectation_of(distribution.component1, value, 0)
     if isinstance(mask, RandomTensor):
         components = (distribution.component0, distribution.component1)
-        random = isinstance(value, RandomTensor) or random_parameters_of(components)
+        random = isinstance(value, RandomTensor) or random_tensors(components)
         if random:
             raise no_closed_form(distribution, value, "a random mask meets a random density")
         log_prob = first + mean(mask.to(first.dtype)) * (second - first)
@@ -160,4 +161,4 @@ def by_substitution(
         with without_validation():
             return log_prob(map_parameters(given, distribution), value)
 
-    return mean(elementwise(at_nodes, *columns))
+    return mean(elementwise(at_nodes, *columns, shape=shape_of(distribution, value)))

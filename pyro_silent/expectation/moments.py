@@ -22,18 +22,14 @@ from pyro_silent.random_tensor.pointwise import (
     collapsed,
     multiply,
 )
+from pyro_silent.random_tensor.program import RULES, Call, latents_of, map_tensors, random_tensors
 from pyro_silent.random_tensor.reading import is_linear_call, read, read_all
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import (
-    RULES,
-    Call,
     RandomTensor,
     affine_of,
     blank_tensor,
     check_not_overwritten,
-    latents_of,
-    map_tensors,
-    random_tensors,
 )
 
 

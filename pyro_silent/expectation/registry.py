@@ -14,9 +14,9 @@ from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.expectation.moments import mean_of, refusal
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import out_of_range
-from pyro_silent.random_tensor.draw import random_parameters_of
+from pyro_silent.random_tensor.program import latents_of, random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
-from pyro_silent.random_tensor.tensor import RandomTensor, latents_of, random_tensors
+from pyro_silent.random_tensor.tensor import RandomTensor
 
 _User = TypeVar("_User", bound=Callable)
 _Rule = Callable[[Distribution, Tensor, int], Tensor]
@@ -128,7 +128,7 @@ def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
 
 def expectation_of(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """:func:`expected_log_prob` summed over the rightmost ``num_summed`` batch dims."""
-    if not isinstance(value, RandomTensor) and not random_parameters_of(distribution):
+    if not isinstance(value, RandomTensor) and not random_tensors(distribution):
         return sum_rightmost(distribution.log_prob(value), num_summed)
     outside = out_of_range(distribution, value)
     if outside is not None:
@@ -189,7 +189,7 @@ def _described(distribution: Distribution) -> str:
 def no_closed_form(distribution: Distribution, value: Any, why: str) -> IntractableError:
     """The refusal of a rule, naming the distribution and its random arguments."""
     tensors = [value] if isinstance(value, RandomTensor) else []
-    tensors += random_parameters_of(distribution)
+    tensors += random_tensors(distribution)
     described = _described(distribution)
     lost = next((t for t in tensors if t._form is None), None)
     if lost is not None and not why:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,10 @@ from torch.distributions import Distribution
 
 from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.pointwise import Sum
+from pyro_silent.random_tensor.program import Call, Lost, random_tensors
 from pyro_silent.random_tensor.reading import READINGS, _elementwise, function_of
 from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to
-from pyro_silent.random_tensor.tensor import (
-    Call,
-    Lost,
-    RandomTensor,
-    opaque,
-    random_tensors,
-)
+from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
 REPEATING = frozenset(
     (
@@ -153,33 +149,38 @@ def independent(a: Tensor, b: Tensor | tuple[Tensor, ...]) -> bool:
     return latent_keys(a).isdisjoint(latent_keys(*others))
 
 
-def evaluate(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+def evaluate(function: Callable[..., Tensor], like: Tensor, *args: Tensor) -> Tensor:
     """Marks the node of a function that is elementwise by promise; see :func:`elementwise`."""
     return function(*args)
 
 
-def _reading(function: Callable[..., Tensor], *args: Tensor) -> Sum:
-    def handler(*forms: Sum) -> Sum:
-        return function_of(function, *forms)
+def _reading(function: Callable[..., Tensor], like: Tensor, *args: Tensor) -> Sum:
+    def handler(like: Tensor, *forms: Sum) -> Sum:
+        return function_of(partial(evaluate, function), like, *forms)
 
-    return _elementwise(handler, args, {})
+    return _elementwise(handler, (like, *args), {})
 
 
 READINGS[evaluate] = _reading
 
 
-def elementwise(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+def elementwise(
+    function: Callable[..., Tensor], *args: Tensor, shape: Sequence[int] = ()
+) -> Tensor:
     """A Python function of plain tensors applied to random ones.
 
-    ``function`` must be elementwise up to broadcasting: it is run with nodes in a new leading dim.
+    :param function: elementwise up to broadcasting: it is run with nodes in a new leading dim.
+    :param shape: of the plain tensors that ``function`` holds itself, if these have more dims than the
+        arguments; the nodes' dim is put in front of them.
     """
     random = [arg for arg in args if isinstance(arg, RandomTensor)]
     if not random:
         return function(*args)
-    shape = broadcast_shapes(*(arg.shape for arg in args))
+    shape = broadcast_shapes(shape, *(arg.shape for arg in args))
     name = getattr(function, "__qualname__", repr(function))
     lost = Lost(name, "", f"{name} is not affine")
     for tensor in random:
         lost = tensor._lost or lost
-    call = Call(evaluate, (function, *args), {})
+    like = torch.zeros((1,) * len(shape), dtype=random[0].dtype, device=random[0].device)
+    call = Call(evaluate, (function, like, *args), {})
     return opaque(call, random[0], shape, lost)

@@ -8,9 +8,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
-from pyro_silent.random_tensor.draw import random_parameters_of
 from pyro_silent.expectation.moments import mean_of
+from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
+from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -43,7 +43,7 @@ def masked(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     if mask is True:
         return expectation_of(base, value, num_summed)
     if isinstance(mask, RandomTensor):
-        if isinstance(value, RandomTensor) or random_parameters_of(base):
+        if isinstance(value, RandomTensor) or random_tensors(base):
             raise no_closed_form(distribution, value, "a random mask meets a random density")
         probability = mean_of(mask, "the mean of a mask")
         return sum_rightmost(probability * base.log_prob(value), num_summed)

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from pyro_silent.random_tensor.program import CACHES, Call, Lost, map_tensors, random_tensors
 from pyro_silent.random_tensor.source import Source
-from pyro_silent.random_tensor.tensor import (
-    CACHES,
-    Call,
-    Lost,
-    RandomTensor,
-    map_tensors,
-    opaque,
-    random_tensors,
-)
+from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
 
 def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
@@ -48,11 +41,6 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
             return value
         return type(value)(items)
     return value
-
-
-def random_parameters_of(distribution: Any) -> list[RandomTensor]:
-    """The random tensors among a distribution's parameters, however deep."""
-    return random_tensors(distribution)
 
 
 class Draw:
@@ -140,7 +128,7 @@ def sample_site(name: str, fn: Distribution, parameters: tuple) -> Tensor:
 
 def sampled_site(name: str, fn: Distribution, location: str, reason: str) -> RandomTensor:
     """The value of a guide site that can only be drawn together with the latents it depends on."""
-    parameters = tuple(random_parameters_of(fn))
+    parameters = tuple(random_tensors(fn))
     lost = next((t._lost for t in parameters if t._lost is not None), None)
     if lost is None:
         operation = f"pyro.sample({name!r}, {type(fn).__name__})"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm
+from pyro_silent.random_tensor.outputs import ARITHMETIC
 from pyro_silent.random_tensor.pointwise import (
     Cases,
     Function,
@@ -33,22 +34,12 @@ from pyro_silent.random_tensor.pointwise import (
     times_plain,
     widened,
 )
+from pyro_silent.random_tensor.program import RULES, Call, operation_name, random_tensors
 from pyro_silent.random_tensor.rules.indexing import normalized
 from pyro_silent.random_tensor.rules.sums import normalized_dims
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.shapes import broadcast_shapes
-from pyro_silent.random_tensor.tensor import (
-    ARITHMETIC,
-    RULES,
-    Call,
-    RandomTensor,
-    affine_of,
-    blank_tensor,
-    lazy,
-    operation_name,
-    random_tensors,
-    storage_of,
-)
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, blank_tensor, lazy, storage_of
 
 READINGS: dict[Callable, Callable[..., Sum]] = {}
 

@@ -4,77 +4,29 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform
-from torch.overrides import resolve_name
 
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
-from pyro_silent.random_tensor.shapes import broadcast_shapes
-from pyro_silent.random_tensor.source import Source
-
-RULES: dict[Callable, Callable] = {}
-
-"""torch function -> rule, which takes the function's arguments and returns an Affine, or several."""
-
-DIRECT: dict[Callable, Callable] = {}
-
-"""torch function -> what to do instead, for functions that return something else than random tensors."""
-
-
-class Call:
-    """How a random tensor was made: enough to make it again from concrete values."""
-
-    __slots__ = ("args", "function", "grad_enabled", "kwargs", "location", "versions")
-
-    def __init__(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.grad_enabled = torch.is_grad_enabled()
-        self.location: str | None = None
-        self.versions = _versions(args)
-        if kwargs:
-            self.versions += _versions(kwargs.values())
-
-    def check_unchanged(self) -> None:
-        """Refuse to go on with a plain operand that was changed in place since.
-
-        :raises LeakError: naming the operation.
-        """
-        if self.versions != _versions(self.args) + _versions(self.kwargs.values()):
-            raise LeakError(
-                f"a plain operand of {operation_name(self.function)} was changed in place after it met "
-                "a random tensor; write a new tensor instead of reusing the buffer."
-            )
+from pyro_silent.random_tensor.outputs import Blank, blank_outputs, on_meta, type_of_outputs
+from pyro_silent.random_tensor.program import (
+    DIRECT,
+    RULES,
+    Call,
+    Lost,
+    Node,
+    latents_of,
+    operation_name,
+    random_tensors,
+)
 
 
-def _versions(values: Iterable[Any]) -> list[int]:
-    """How often each plain tensor among the arguments has been written to."""
-    versions = []
-    for value in values:
-        kind = type(value)
-        if kind is Tensor or kind is torch.nn.Parameter:
-            versions.append(-1 if value.is_inference() else value._version)
-        elif kind is tuple or kind is list:
-            versions += _versions(value)
-    return versions
-
-
-class Lost(NamedTuple):
-    """Where and why a tensor lost its form."""
-
-    operation: str
-    location: str
-    reason: str
-
-
-class RandomTensor(Tensor):
+class RandomTensor(Node):
     """A ``torch.Tensor`` that stands for the *law* of a tensor and holds no values.
 
     It has shape, dtype and device. Linear and structural torch functions keep the affine form
@@ -90,10 +42,6 @@ class RandomTensor(Tensor):
     """
 
     _form: Affine | None = None
-    _call: Call | None = None
-    _index: int | None = None  # which output of the call
-    _source: Source | None = None  # for a fresh latent
-    _lost: Lost | None = None
     _alias: RandomTensor | None = None  # whose memory it would share in torch
     _written: str | None = None  # where it was changed in place
     _integral: bool = False  # the dtype is not the offset's
@@ -185,11 +133,6 @@ def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if type(result) is Affine:
         return wrap(result, call, None)
     return type_of_outputs(func)(wrap(form, call, i) for i, form in enumerate(result))
-
-
-def type_of_outputs(func: Callable) -> type:
-    """torch returns a tuple of tensors almost everywhere."""
-    return list if func in (torch.meshgrid,) else tuple
 
 
 _make = Tensor._make_wrapper_subclass
@@ -299,150 +242,6 @@ def _inside_autograd_function() -> bool:
     return False
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """Apply a function to every tensor in a nest of tuples, lists, dicts and slices."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, torch.Size):
-        return value
-    if isinstance(value, (tuple, list)):
-        items = [map_tensors(function, item) for item in value]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return type(value)(items)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(map_tensors(function, v) for v in (value.start, value.stop, value.step)))
-    return value
-
-
-def random_tensors(value: Any) -> list[RandomTensor]:
-    """All random tensors in a nest of arguments, distributions and transforms."""
-    found: list[RandomTensor] = []
-    _collect(value, found)
-    return found
-
-
-LEAVES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.Size))
-
-"""Types of arguments that hold no random tensor: most arguments, told by one look."""
-
-
-CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
-"""Attributes in which transforms remember each other and their last value."""
-
-
-def _collect(value: Any, found: list[RandomTensor]) -> None:
-    kind = type(value)
-    if kind in LEAVES:
-        return
-    if kind is RandomTensor:
-        found.append(value)
-    elif isinstance(value, (Distribution, Transform)):
-        for key, item in vars(value).items():
-            if key not in CACHES:
-                _collect(item, found)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
-    elif kind is slice:
-        _collect((value.start, value.stop, value.step), found)
-
-
-def on_meta(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The outputs' shapes and dtypes, from a run without data."""
-
-    def blank(tensor: Tensor) -> Tensor:
-        if isinstance(tensor, RandomTensor):
-            if tensor.dim() == 0 and not tensor.dtype.is_floating_point:
-                return torch.zeros((), dtype=tensor.dtype)  # read as a number by indexing
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        return tensor.detach().to("meta")
-
-    kwargs = {k: v for k, v in kwargs.items() if k != "device"}
-    with torch.no_grad():
-        return function(*map_tensors(blank, args), **map_tensors(blank, kwargs))
-
-
-_OUTPUTS: dict[tuple, Any] = {}
-_MAX_OUTPUTS = 4096
-
-
-ARITHMETIC: set[Callable] = set()
-"""Elementwise functions whose result has the dtype of their floating operands."""
-
-
-class Blank(NamedTuple):
-    """What is known of a tensor before there is one."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-def _blank_of_arithmetic(args: tuple) -> Blank | None:
-    """Shape and dtype of an elementwise function of numbers and tensors of one floating dtype."""
-    dtype = None
-    shapes = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            if dtype is not None and arg.dtype is not dtype:
-                return None
-            dtype = arg.dtype
-            shapes.append(arg.shape)
-        elif type(arg) is not float and type(arg) is not int:
-            return None
-    if dtype is None or not dtype.is_floating_point:
-        return None
-    return Blank(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes), dtype)
-
-
-def blank_outputs(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Shapes and dtypes of a call's outputs, remembered where the arguments' shapes decide them."""
-    if not kwargs and function in ARITHMETIC:
-        blank = _blank_of_arithmetic(args)
-        if blank is not None:
-            return blank
-    key = _signature((function, args, kwargs))
-    if key is None:
-        return on_meta(function, args, kwargs)
-    outputs = _OUTPUTS.get(key)
-    if outputs is None:
-        outputs = on_meta(function, args, kwargs)
-        if len(_OUTPUTS) >= _MAX_OUTPUTS:
-            _OUTPUTS.clear()
-        _OUTPUTS[key] = outputs
-    return outputs
-
-
-def _signature(value: Any) -> Any:
-    """Shapes, dtypes and plain arguments as a key; None where values may matter."""
-    if isinstance(value, Tensor):
-        if value.dtype is torch.bool and type(value) is not RandomTensor:
-            return None  # a mask decides the shape of what it selects
-        return (Tensor, value.shape, value.dtype)
-    if isinstance(value, (tuple, list)):
-        items = [_signature(item) for item in value]
-        return None if None in items else (type(value), *items)
-    if isinstance(value, dict):
-        items = [(key, _signature(item)) for key, item in value.items()]
-        return None if any(item[1] is None for item in items) else (dict, *items)
-    if value is None or isinstance(value, (int, float, str, torch.dtype, torch.device)):
-        return (type(value), value)
-    if callable(value) and value in RULES:
-        return (id(value),)  # the table keeps it alive
-    return None
-
-
-def operation_name(function: Callable) -> str:
-    """A function as the user wrote it: ``torch.tanh``, ``Tensor.view``."""
-    name = resolve_name(function) or getattr(function, "__name__", repr(function))
-    return str(name).replace("torch.Tensor.", "Tensor.")
-
-
 def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
     """The error for an operation that needs the values of a random tensor."""
     names = sorted({name for tensor in tensors for name in latents_of(tensor)})
@@ -455,23 +254,6 @@ def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
         'infer={"silent": False} to have it sampled.',
         latents=tuple(names),
     )
-
-
-def latents_of(tensor: RandomTensor) -> tuple[str, ...]:
-    """Names of the latents a random tensor depends on, in the order they were met."""
-    names: dict[str, None] = {}
-    seen: set[int] = set()
-    stack = [tensor]
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node._source is not None:
-            names[node._source.name] = None
-        if node._call is not None:
-            stack.extend(random_tensors((node._call.args, node._call.kwargs)))
-    return tuple(names)
 
 
 def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -> Any:

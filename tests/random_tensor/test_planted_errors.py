@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, tensor
 
 from pyro_silent.random_tensor.affine import Affine, Term
-from pyro_silent.random_tensor.tensor import RULES, affine_of
+from pyro_silent.random_tensor.program import RULES
+from pyro_silent.random_tensor.tensor import affine_of
 from tests.random_tensor.agreement import assert_program_agrees
 from tests.random_tensor.sources import source
 

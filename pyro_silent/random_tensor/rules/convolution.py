@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm, apply_linear, scale_terms
+from pyro_silent.random_tensor.program import DIRECT
 from pyro_silent.random_tensor.rules.table import functions, rule
-from pyro_silent.random_tensor.tensor import DIRECT, RandomTensor, affine_of, retire
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, retire
 
 
 def batched(function: Callable[[Tensor], Tensor], width: int) -> Callable[[Tensor, int], Tensor]:

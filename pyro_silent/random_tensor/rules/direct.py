@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.random_tensor.program import DIRECT, RULES, random_tensors
 from pyro_silent.random_tensor.rules.table import functions
-from pyro_silent.random_tensor.tensor import (
-    DIRECT,
-    RULES,
-    RandomTensor,
-    apply_rule,
-    leak,
-    random_tensors,
-    storage_of,
-)
+from pyro_silent.random_tensor.tensor import RandomTensor, apply_rule, leak, storage_of
 
 _METADATA = (
     "Tensor.shape.__get__", "Tensor.dtype.__get__", "Tensor.device.__get__", "Tensor.ndim.__get__",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_silent.random_tensor import discrete
 from pyro_silent.random_tensor.affine import Affine, NoForm
+from pyro_silent.random_tensor.program import RULES
 from pyro_silent.random_tensor.rules.table import functions
-from pyro_silent.random_tensor.tensor import RULES
 
 _COMPARISONS = (
     "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm, Plan, pad_terms, restructure
+from pyro_silent.random_tensor.program import DIRECT
 from pyro_silent.random_tensor.rules.table import functions, rule
 from pyro_silent.random_tensor.shapes import broadcast_shapes
-from pyro_silent.random_tensor.tensor import DIRECT, RandomTensor, affine_of, constant
+from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 
 def as_tuple(dims: tuple) -> tuple:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_silent.random_tensor.tensor import RULES
+from pyro_silent.random_tensor.program import RULES
 
 _Rule = TypeVar("_Rule", bound=Callable)
 
