@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.expectation.gaussian_moments import share_a_source
 from pyro_silent.expectation.links import log_of
 from pyro_silent.expectation.moments import mean, variance
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
@@ -18,6 +19,7 @@ from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_te
 from pyro_silent.random_tensor.covariance import covariance
 from pyro_silent.random_tensor.rows import multiplied
 from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
+from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
@@ -78,6 +80,9 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     scale shares a latent with them the middle is E[y^2 s^-2].
     """
     scale = compacted(distribution.scale)
+    exponential = _exponential_moments(scale, value, distribution.loc)
+    if exponential is not None:
+        return _around_affine(distribution, value, num_summed, *exponential)
     log_scale = mean(log_of(scale))
     if isinstance(scale, RandomTensor) and not independent(scale, (value, distribution.loc)):
         ratio = (value - compacted(distribution.loc)).square() * scale.pow(-2)
@@ -90,6 +95,13 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
         shape = shape_of(distribution, value)
         constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
         return -0.5 * weighted_sum(squares, precision, shape, num_summed) - constant_part
+    return _around_affine(distribution, value, num_summed, log_scale, precision)
+
+
+def _around_affine(
+    distribution: Distribution, value: Tensor, num_summed: int, log_scale: Tensor, precision: Tensor
+) -> Tensor:
+    """E log N for an affine value and location, from E log s and E s^-2 of an independent scale."""
     form = difference(distribution, value)
     shape = broadcast_shapes(form.shape, distribution.batch_shape)
     error = weighted_sum(form.offset.square(), precision, shape, num_summed)
@@ -97,6 +109,31 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     spread = weighted_variance(distribution, value, form, precision, list(range(-num_summed, 0)))
     constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
     return -0.5 * (error + spread) - constant_part
+
+
+_EXP = frozenset(functions("exp"))
+
+
+def _exponential_moments(scale: Tensor, value: Tensor, loc: Tensor) -> tuple[Tensor, Tensor] | None:
+    """E log s and E s^-2 of a scale s = exp(b), for an affine b that shares no latent with the rest.
+
+    A short cut past reading the program: this is how positive latents come out of Pyro's guides.
+    """
+    if type(scale) is not RandomTensor or scale._form is not None or scale._call is None:
+        return None
+    if not scale._call.grad_enabled or scale._call.function not in _EXP:
+        return None
+    if not (_is_affine(value) and _is_affine(loc)):
+        return None
+    exponent = scale._call.args[0]
+    form = exponent._form
+    if form is None or any(term.source.is_discrete for term in form.terms):
+        return None
+    for other in (value, loc):
+        if isinstance(other, RandomTensor) and share_a_source(form, affine_of(other)):
+            return None
+    scale._call.check_unchanged()
+    return form.offset, (2 * (covariance(form, form) - form.offset)).exp()
 
 
 @closed_form(dist.NanMaskedNormal)
