@@ -71,8 +71,10 @@ def _integral(
     square: Tensor, variance: Tensor, count: int, step: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum over the grid and its derivatives."""
-    like = {"dtype": square.dtype, "device": square.device}
-    t, weights = (torch.as_tensor(part, **like) for part in _rule(count, step))
+    t, weights = (
+        torch.as_tensor(part, dtype=square.dtype, device=square.device)
+        for part in _rule(count, step)
+    )
     q = 1 + 2 * t * variance.unsqueeze(-1)
     ratio = t / q
     slope = ratio * square.unsqueeze(-1)

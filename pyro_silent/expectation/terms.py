@@ -181,6 +181,6 @@ def elementwise(
     lost = Lost(name, "", f"{name} is not affine")
     for tensor in random:
         lost = tensor._lost or lost
-    like = torch.zeros((1,) * len(shape), dtype=random[0].dtype, device=random[0].device)
+    like = torch.zeros((), dtype=random[0].dtype, device=random[0].device).expand(shape)
     call = Call(evaluate, (function, like, *args), {})
     return opaque(call, random[0], shape, lost)

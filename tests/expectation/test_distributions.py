@@ -157,6 +157,34 @@ def test_value_and_gradient(row):
         torch.testing.assert_close(gradient, truth, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+# In Pyro itself LKJ and SoftAsymmetricLaplace have no expand, MaskedMixture no mask(), and that of an
+# ExpandedDistribution changes it in place; a Unit or a Delta has no values to repeat.
+UNWRAPPED = (
+    "LKJ", "SoftAsymmetricLaplace", "MaskedMixture", "ExpandedDistribution", "Unit", "Delta"
+)  # fmt: skip
+WRAPPED = [row for row in SOLVED if not row.joint and row.name not in UNWRAPPED]
+
+
+@pytest.mark.parametrize("row", WRAPPED, ids=name_of)
+def test_sums_repeats_and_masks(row):
+    """to_event adds elements up, expand repeats them, mask drops some; values may broadcast."""
+    latents = [random_tensor(law, "zy"[i]) for i, law in enumerate(laws(row))]
+    single, _ = expectation(row, latents)
+    with random_parameters():
+        distribution, value = row.program(*latents)
+        if distribution.batch_shape != (3,):
+            distribution = distribution.expand(torch.Size([3]))
+        summed = expected_log_prob(distribution.to_event(1), value)
+        repeated = expected_log_prob(distribution.expand(torch.Size([2, 3])).to_event(1), value)
+        masked = expected_log_prob(
+            distribution.mask(torch.tensor([True, False, True])).to_event(1), value
+        )
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(summed, single.sum(), **close)
+    torch.testing.assert_close(repeated, single.sum().expand(2), **close)
+    torch.testing.assert_close(masked, single[0] + single[2], **close)
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=name_of)
 def test_refusal_names_distribution_and_argument(row):
     latents = [random_tensor(law, "zy"[i]) for i, law in enumerate(laws(row))]
