@@ -98,7 +98,7 @@ def mean_of(t: Tensor, what: str) -> Tensor:
 
 
 def _deep(work: Callable[[], Tensor], *tensors: RandomTensor) -> Tensor:
-    """Do something that walks programs; again, from their beginning, if they are deeper than the stack."""
+    """Do something that walks programs; again from their beginning if they are too deep."""
     try:
         return work()
     except RecursionError:

@@ -333,7 +333,8 @@ def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]
         [atom.dim() for atom in part.atoms()] + [function.num_dims for function in part.functions]
     )
     plane = Axes(moments, [group[0] for group in groups])
-    inside, outside = [], []
+    inside: list[RandomTensor] = []
+    outside: list[RandomTensor] = []
     for power in part.powers:
         known = any(_vary_together(group[0], power) for group in groups)
         (inside if known else outside).append(power)

@@ -63,7 +63,7 @@ class Tilted:
 
     def _split(self, form: Affine) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
         untouched = [*_terms(form, True, self.num_dims)]
-        moved = []
+        moved: list[Term] = []
         for term in _terms(form, False, self.num_dims):
             (moved if id(term.source.key) in self._laws else untouched).append(term)
         return tuple(untouched), tuple(moved)
@@ -121,7 +121,9 @@ class _Discrete:
         if not term.matches(self.term):
             dense = contract(term, self.num_dims, lambda axis: True)
             if not dense.matches(self.term):
-                raise NoForm("a discrete latent is read at different places by a factor and exp(...)")
+                raise NoForm(
+                    "a discrete latent is read at different places by a factor and exp(...)"
+                )
             term = dense
         return term.dense_coefficient(self.num_dims)
 

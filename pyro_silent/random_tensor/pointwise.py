@@ -88,8 +88,8 @@ class Product:
     def __init__(
         self,
         coefficient: Tensor | float = 1.0,
-        powers: tuple[RandomTensor, ...] = (),
-        exponent: RandomTensor | None = None,
+        powers: tuple[Any, ...] = (),
+        exponent: Any = None,
         functions: tuple[Function, ...] = (),
         reduced: tuple[int, ...] = (),
     ) -> None:
@@ -232,7 +232,7 @@ class Cases(Sum):
     __slots__ = ("index", "selector", "values")
 
     def __init__(
-        self, selector: RandomTensor, values: Sum, index: RandomTensor, shape: Sequence[int]
+        self, selector: Any, values: Sum, index: RandomTensor, shape: Sequence[int]
     ) -> None:
         if values.is_reduced:
             raise NotPointwise("a random index chooses among sums")
@@ -448,6 +448,6 @@ def summed(form: Sum, dims: Sequence[int], keepdim: bool) -> Sum:
                 tensor = tensor.unsqueeze(num_reduced + len(dims) + dim)
         return tensor
 
-    move = once(move)
-    products = [product.map(move, product.reduced + sizes) for product in form.products]
+    moved = once(move)
+    products = [product.map(moved, product.reduced + sizes) for product in form.products]
     return Sum(products, new_shape)

@@ -384,7 +384,7 @@ def exp(input: Sum) -> Sum:
     linear = Sum([p for p in input.products if p.is_linear and not p.reduced], input.shape)
     if not linear.products or input.is_reduced:
         return function_of(torch.exp, input)
-    exponent = affine_tensor(linear)
+    exponent: Any = affine_tensor(linear)
     if isinstance(exponent, RandomTensor):
         factor = Sum([Product(1.0, (), exponent)], input.shape)
     else:
@@ -457,7 +457,8 @@ def absolute(input: Sum) -> Sum:
     """|c exp(b)| = |c| exp(b)."""
     if len(input.products) == 1 and input.products[0].is_exponential and not input.is_reduced:
         (product,) = input.products
-        return Sum([Product(abs(product.coefficient), (), product.exponent)], input.shape)
+        size: Any = abs(product.coefficient)
+        return Sum([Product(size, (), product.exponent)], input.shape)
     return function_of(torch.abs, input)
 
 
@@ -508,7 +509,6 @@ def log1p(input: Sum) -> Sum:
         (product,) = input.products
         coefficient = product.coefficient
         if product.is_exponential and not isinstance(coefficient, Tensor) and coefficient > 0:
-            assert product.exponent is not None  # it is_exponential
             shifted = plus(atom(product.exponent), constant(math.log(coefficient)))
             return function_of(F.softplus, Sum(collapsed(shifted).products, input.shape))
     return function_of(torch.log1p, input)
