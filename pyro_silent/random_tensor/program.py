@@ -123,20 +123,26 @@ def _collect(value: Any, found: list[RandomTensor]) -> None:
     kind = type(value)
     if kind in LEAVES:
         return
-    if issubclass(kind, Node):
+    if kind is tuple or kind is list:
+        items = value
+    elif issubclass(kind, Node):
         found.append(value)
+        return
+    elif kind is dict:
+        items = value.values()
     elif isinstance(value, (Distribution, Transform)):
-        for key, item in vars(value).items():
-            if key not in CACHES:
-                _collect(item, found)
+        items = [item for key, item in vars(value).items() if key not in CACHES]
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found)
+        items = value
     elif kind is slice:
-        _collect((value.start, value.stop, value.step), found)
+        items = (value.start, value.stop, value.step)
+    elif isinstance(value, dict):
+        items = value.values()
+    else:
+        return
+    for item in items:
+        if type(item) not in LEAVES:  # told here too: a call for each would cost more than the look
+            _collect(item, found)
 
 
 def latents_of(tensor: RandomTensor) -> tuple[str, ...]:

@@ -407,7 +407,7 @@ def _exp_of_product(form: Sum) -> Sum:
 
 @reading("log")
 def log(input: Sum) -> Sum:
-    """Factors apart: log(c f exp(b)) = log c + log f + b."""
+    """Of a product the sum of its logarithms: ``log c + log f + b``."""
     input = as_sum(input)
     if len(input.products) != 1 or input.is_reduced:
         return function_of(torch.log, input)
