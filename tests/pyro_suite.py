@@ -1,4 +1,4 @@
-"""Run Pyro's own tests with ``Trace_ELBO`` replaced by ``SilentELBO(intractable="sample")``.
+"""Run Pyro's own tests with its ELBOs replaced by ``SilentELBO(intractable="sample")``.
 
 A pytest plugin. Pyro's tests live in a package called ``tests`` too, so this module is put on the
 path by itself, in a checkout of Pyro of the installed version::
@@ -7,60 +7,92 @@ path by itself, in a checkout of Pyro of the installed version::
     PYTHONPATH=HERE/tests python -m pytest -p pyro_suite tests/infer/test_valid_models.py
 
 or, which does the same, ``python HERE/tests/pyro_suite.py PYRO_CHECKOUT [pytest arguments]``. The
-swap is made before any test module is imported. Nothing of Pyro's tests is kept here.
+option ``--swap Trace_ELBO,TraceGraph_ELBO`` names the losses to replace (``all`` for every one in
+``SWAPPED``); by default ``Trace_ELBO`` alone. The swap is made before any test module is imported.
+Nothing of Pyro's tests is kept here.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
 from typing import Any
 
 DEFAULT_TESTS = ("tests/infer/test_valid_models.py",)
+# Loss -> the module of pyro.infer it is defined in.
+SWAPPED = {
+    "Trace_ELBO": "trace_elbo",
+    "JitTrace_ELBO": "trace_elbo",
+    "TraceGraph_ELBO": "tracegraph_elbo",
+    "JitTraceGraph_ELBO": "tracegraph_elbo",
+    "TraceMeanField_ELBO": "trace_mean_field_elbo",
+    "JitTraceMeanField_ELBO": "trace_mean_field_elbo",
+    "TraceEnum_ELBO": "traceenum_elbo",
+    "JitTraceEnum_ELBO": "traceenum_elbo",
+}
 
 
-def swap() -> None:
-    """Put a SilentELBO with Trace_ELBO's name and signature in its place."""
-    import pyro.infer
+def replacement(name: str) -> type:
+    """A SilentELBO with one of these names and Pyro's signature; it approximates without a warning."""
     from pyro.infer import ELBO
 
     from pyro_silent import SampledSiteWarning, SilentELBO
+    from pyro_silent.expectation.quadrature import QuadratureWarning
 
-    class Trace_ELBO(SilentELBO):
-        """``Trace_ELBO`` as far as its users can tell; it samples without a warning."""
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = ELBO.__init__.__code__.co_varnames[1 : 1 + len(args)]
+        kwargs.update(zip(bound, args, strict=True))
+        kwargs.pop("ignore_jit_warnings", None)
+        SilentELBO.__init__(self, intractable="sample", **kwargs)
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            bound = ELBO.__init__.__code__.co_varnames[1 : 1 + len(args)]
-            kwargs.update(zip(bound, args, strict=True))
-            super().__init__(intractable="sample", **kwargs)
-
-    def quietly(name: str) -> Any:
-        method = getattr(SilentELBO, name)
-
+    def quietly(method: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SampledSiteWarning)
+                warnings.simplefilter("ignore", QuadratureWarning)
                 return method(self, *args, **kwargs)
 
         return call
 
-    for name in ("loss", "differentiable_loss", "loss_and_grads"):
-        setattr(Trace_ELBO, name, quietly(name))
-    pyro.infer.Trace_ELBO = Trace_ELBO
-    pyro.infer.trace_elbo.Trace_ELBO = Trace_ELBO
+    members: dict[str, Any] = {"__init__": __init__}
+    for method in ("loss", "differentiable_loss", "loss_and_grads"):
+        members[method] = quietly(getattr(SilentELBO, method))
+    return type(name, (SilentELBO,), members)
+
+
+def swap(names: list[str]) -> None:
+    """Put our loss in the place of each of these."""
+    import pyro.infer
+
+    for name in names:
+        if name not in SWAPPED:
+            raise SystemExit(f"--swap: got {name!r}, expected some of {', '.join(SWAPPED)}, or all")
+        ours = replacement(name)
+        setattr(pyro.infer, name, ours)
+        setattr(importlib.import_module(f"pyro.infer.{SWAPPED[name]}"), name, ours)
+
+
+def pytest_addoption(parser: Any) -> None:
+    """``--swap``."""
+    parser.addoption("--swap", default="Trace_ELBO", help="losses to replace, or all")
+
+
+def names_in(option: str) -> list[str]:
+    """The losses that an option names."""
+    return list(SWAPPED) if option == "all" else option.split(",")
 
 
 def pytest_configure(config: Any) -> None:
     """Swap before collection imports the tests."""
-    swap()
+    swap(names_in(config.getoption("--swap")))
 
 
 def pytest_report_header(config: Any) -> str:
     """Say so at the top of the report."""
-    import pyro.infer
-
-    return f"Trace_ELBO is {pyro.infer.Trace_ELBO.__mro__[1].__name__}(intractable='sample')"
+    names = ", ".join(names_in(config.getoption("--swap")))
+    return f'SilentELBO(intractable="sample") stands for {names}'
 
 
 def main(arguments: list[str]) -> int:
