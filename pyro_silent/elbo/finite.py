@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from pyro_silent.errors import IntractableError
-from pyro_silent.random_tensor.program import CACHES, latents_of, random_tensors
+from pyro_silent.random_tensor.program import is_cache, latents_of, random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -61,7 +61,7 @@ def _all_finite(arguments: Any) -> bool:
             if item.is_floating_point() and not item.isfinite().all():
                 return False
         elif isinstance(item, (Distribution, Transform)):
-            stack += [value for key, value in vars(item).items() if key not in CACHES]
+            stack += [value for key, value in vars(item).items() if not is_cache(key)]
         elif isinstance(item, (list, tuple)):
             stack += item
         elif isinstance(item, dict):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from pyro_silent.random_tensor.program import CACHES, Call, Lost, map_tensors, random_tensors
+from pyro_silent.random_tensor.program import Call, Lost, is_cache, map_tensors, random_tensors
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
@@ -26,14 +26,14 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
         changed = {
             key: new
             for key, old in vars(value).items()
-            if key not in CACHES and (new := map_parameters(function, old)) is not old
+            if not is_cache(key) and (new := map_parameters(function, old)) is not old
         }
         if not changed:
             return value
         value = copy.copy(value)
         vars(value).update(changed)
-        for key in CACHES & vars(value).keys():
-            setattr(value, key, None)
+        for key in filter(is_cache, list(vars(value))):
+            setattr(value, key, (None, None) if key == "_cached_x_y" else None)
         return value
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         items = [map_parameters(function, item) for item in value]

@@ -90,8 +90,10 @@ LEAVES = frozenset((Tensor, torch.nn.Parameter, int, float, bool, str, type(None
 
 """Types of arguments that hold no random tensor: most arguments, told by one look."""
 
-CACHES = frozenset(("_inv", "_cached_x_y", "_cached_intermediates"))
-"""Attributes in which transforms remember each other and their last value."""
+
+def is_cache(key: str) -> bool:
+    """Whether an attribute is where transforms remember each other and their last value."""
+    return key == "_inv" or key.startswith("_cached")
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -131,7 +133,7 @@ def _collect(value: Any, found: list[RandomTensor]) -> None:
     elif kind is dict:
         items = value.values()
     elif isinstance(value, (Distribution, Transform)):
-        items = [item for key, item in vars(value).items() if key not in CACHES]
+        items = [item for key, item in vars(value).items() if not is_cache(key)]
     elif isinstance(value, (tuple, list)):
         items = value
     elif kind is slice:
