@@ -37,8 +37,6 @@ RELATIVE_GAP = 1e-3
 STEPS_APART, HOLD = 5, 20  # an exact loss every 5 steps; to stay is to have 20 below the target
 SLOPE_LIMIT = 1.1
 
-Guides = dict[str, Callable[[], fitting.Guide]]
-
 
 def line(covariate: Tensor, response: Tensor) -> None:
     """A line with Gaussian errors of unknown scale."""
