@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,8 +14,8 @@ from pyro_silent.expectation.coercion import without_validation
 from pyro_silent.expectation.links import odds_of, odds_of_probability
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
+from pyro_silent.expectation.substitution import by_substitution
 from pyro_silent.expectation.terms import compacted, elementwise, shape_of, total
-from pyro_silent.random_tensor.draw import map_parameters
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -90,7 +89,7 @@ def mixture_same_family(distribution: Any, value: Tensor, num_summed: int) -> Te
     """
     if len(distribution.event_shape):
         raise no_closed_form(distribution, value, "the components are of random vectors")
-    log_prob = by_substitution(distribution, value, distribution.batch_shape)
+    log_prob = by_substitution(distribution, value, 1)
     return total(distribution, value, num_summed, log_prob)
 
 
@@ -102,7 +101,7 @@ def folded(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
         return torch.logaddexp(base.log_prob(value), base.log_prob(-value))
 
     base = distribution.base_dist
-    result = by_substitution(base, value, distribution.batch_shape, log_prob)
+    result = by_substitution(base, value, 0, log_prob)
     return total(distribution, value, num_summed, result)
 
 
@@ -127,38 +126,7 @@ def truncated_polya_gamma(distribution: Any, value: Tensor, num_summed: int) -> 
     return total(distribution, value, num_summed, mean(elementwise(distribution.log_prob, value)))
 
 
-def _log_prob(distribution: Distribution, value: Tensor) -> Tensor:
-    return distribution.log_prob(value)
-
-
-def by_substitution(
-    distribution: Distribution,
-    value: Tensor,
-    batch: torch.Size,
-    log_prob: Callable[[Distribution, Tensor], Tensor] = _log_prob,
-) -> Tensor:
-    """E of the distribution's own plain ``log_prob``, with nodes put in place of what is random.
-
-    Parameters that have dims beyond the batch, such as one per component, are taken apart along them.
-    """
-    parameters: dict[int, RandomTensor] = {}
-    map_parameters(lambda t: parameters.setdefault(id(t), t), distribution)
-    columns: list[Tensor] = [value]
-    places: dict[int, tuple[int, torch.Size]] = {}
-    for key, parameter in parameters.items():
-        extra = parameter.shape[len(batch) :]
-        flat = parameter.reshape(*parameter.shape[: len(batch)], extra.numel())
-        places[key] = (len(columns), extra)
-        columns += [flat[..., k] for k in range(extra.numel())]
-
-    def at_nodes(value: Tensor, *columns: Tensor) -> Tensor:
-        def given(parameter: RandomTensor) -> Tensor:
-            start, extra = places[id(parameter)]
-            chosen = torch.broadcast_tensors(*columns[start - 1 : start - 1 + extra.numel()])
-            stacked = torch.stack(chosen, -1)
-            return stacked.reshape(*stacked.shape[:-1], *extra)
-
-        with without_validation():
-            return log_prob(map_parameters(given, distribution), value)
-
-    return mean(elementwise(at_nodes, *columns, shape=shape_of(distribution, value)))
+@closed_form(dist.Empirical)
+def empirical(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
+    """Refused: the density is one of a list of points."""
+    raise no_closed_form(distribution, value, "it has a density only at its samples")

@@ -266,11 +266,11 @@ def out_of_range(distribution: Distribution, value: Tensor) -> str | None:
         parameter = held.get(name)
         if type(parameter) is RandomTensor and _half_line(constraint) and is_gaussian(parameter):
             return f"{name} is Gaussian and takes values outside of {constraint}"
-    if type(value) is RandomTensor and is_gaussian(value):
+    if type(value) is RandomTensor:
         try:
             support = distribution.support
         except NotImplementedError:
             return None
-        if _half_line(support):
+        if _half_line(support) and is_gaussian(value):
             return f"the value is Gaussian and takes values outside of {support}"
     return None

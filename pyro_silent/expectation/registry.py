@@ -14,6 +14,7 @@ from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.expectation.moments import mean_of, refusal
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import out_of_range
+from pyro_silent.expectation.substitution import by_substitution, is_scalar_family
 from pyro_silent.random_tensor.program import latents_of, random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -158,17 +159,24 @@ _WHAT = "the expected log density"
 
 
 def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
-    """Run ``log_prob`` on random tensors and take the mean of what it returns."""
+    """Run ``log_prob`` on random tensors and take the mean of what it returns; else put nodes in."""
     validate = distribution._validate_args
     distribution._validate_args = False
+    refused: IntractableError
     try:
         log_prob = distribution.log_prob(value)
+        what = f"{_WHAT} of {_described(distribution)}"
+        return sum_rightmost(mean_of(log_prob, what), num_summed)
     except LeakError as error:
-        raise no_closed_form(distribution, value, f"its formula needs values: {error}") from None
+        refused = no_closed_form(distribution, value, f"its formula needs values: {error}")
+    except IntractableError as error:
+        refused = error
     finally:
         distribution._validate_args = validate
-    what = f"{_WHAT} of {_described(distribution)}"
-    return sum_rightmost(mean_of(log_prob, what), num_summed)
+    if is_scalar_family(distribution, value):
+        with suppress(IntractableError):
+            return sum_rightmost(by_substitution(distribution, value, 0), num_summed)
+    raise refused
 
 
 def _described(distribution: Distribution) -> str:

@@ -238,28 +238,64 @@ def test_log1p_of_a_square(loc, std):
 POLES = [sign * 4.0**k for sign in (-1, 1) for k in range(-3, 7)]
 
 
-def test_a_users_rule_stands_beside_them():
-    class Cosine(dist.Normal):
-        """A density without a formula that random tensors could run."""
+class Cosine(dist.Normal):
+    """A density of scalars whose formula random tensors cannot run."""
 
-        def log_prob(self, value: Tensor) -> Tensor:
-            return torch.tensor(np.cos(((value - self.loc) / self.scale).detach().numpy()))
+    def log_prob(self, value: Tensor) -> Tensor:
+        result = torch.zeros(torch.broadcast_shapes(value.shape, self.loc.shape))
+        result[...] = torch.cos((value - self.loc) / self.scale)
+        if bool((result > 2).any()):
+            raise ValueError("unreachable")
+        return result
 
-    z = random_tensor(dist.Normal(torch.tensor([0.5, 1.0]), 0.3))
+
+def test_a_formula_that_needs_values_is_given_nodes():
+    leaf = torch.tensor([0.5, 1.0], requires_grad=True)
+    z = random_tensor(dist.Normal(leaf, 0.3))
     with random_parameters():
         law = Cosine(z, 2.0)
-    with pytest.raises(IntractableError, match="Cosine with random loc"):
+    found = expected_log_prob(law.expand([2]), torch.ones(2))
+    truth = torch.cos((1 - leaf) / 2) * np.exp(-0.5 * 0.15**2)
+    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-9)
+    found = expected_log_prob(law.expand([4, 2]).to_event(1), torch.ones(2))
+    torch.testing.assert_close(found, truth.sum().expand(4), rtol=1e-9, atol=1e-9)
+    (gradient,) = torch.autograd.grad(found[0], leaf)
+    (expected,) = torch.autograd.grad(truth.sum(), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-8)
+    index = random_tensor(dist.Bernoulli(torch.tensor([0.2, 0.7])))
+    with random_parameters():
+        found = expected_log_prob(Cosine(index, 2.0), torch.ones(2))
+    p = torch.tensor([0.2, 0.7])
+    torch.testing.assert_close(found, p + (1 - p) * np.cos(0.5))
+
+
+def test_a_users_rule_stands_beside_them():
+    class Vector(dist.TorchDistribution):
+        """A density of vectors whose formula random tensors cannot run."""
+
+        arg_constraints = {"loc": dist.constraints.real_vector}
+
+        def __init__(self, loc: Tensor, validate_args: bool | None = None) -> None:
+            self.loc = loc
+            super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
+
+        def log_prob(self, value: Tensor) -> Tensor:
+            return torch.tensor(np.cos((value - self.loc).detach().numpy()).sum(-1))
+
+    mean_of_z = torch.tensor([0.5, 1.0])
+    z = random_tensor(dist.Normal(mean_of_z, 0.3))
+    with random_parameters():
+        law = Vector(z)
+    with pytest.raises(IntractableError, match="Vector with random loc"):
         expected_log_prob(law, torch.ones(2))
 
-    @register_expected_log_prob(Cosine)
+    @register_expected_log_prob(Vector)
     def rule(distribution: Distribution, value: Tensor) -> Tensor:
-        return mean(torch.cos((value - distribution.loc) / distribution.scale))
+        return mean(torch.cos(value - distribution.loc)).sum(-1)
 
     found = expected_log_prob(law, torch.ones(2))
-    angle = (1 - torch.tensor([0.5, 1.0])) / 2
-    torch.testing.assert_close(found, torch.cos(angle) * np.exp(-0.5 * 0.15**2))
-    found = expected_log_prob(law.to_event(1), torch.ones(2))
-    torch.testing.assert_close(found, (torch.cos(angle) * np.exp(-0.5 * 0.15**2)).sum())
+    truth = (torch.cos(1 - mean_of_z) * np.exp(-0.5 * 0.3**2)).sum()
+    torch.testing.assert_close(found, truth)
 
 
 SCALES = [1e-6, 1.0, 1e3]
