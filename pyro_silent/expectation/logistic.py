@@ -123,28 +123,36 @@ class _Derivative(Function):
     differentiated, it applies this function to the next orders.
     """
 
-    @staticmethod
-    def forward(ctx: Any, mean: Tensor, std: Tensor, order: int) -> Tensor:
-        needed = any(ctx.needs_input_grad[:2])
-        orders = (order, order + 1, order + 2) if needed else (order,)
-        value, *slopes = _expectations(mean, std, orders)
-        ctx.order = order
-        ctx.save_for_backward(mean, std, *slopes)
-        return value
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (gradient,) = gradients
+    def forward(mean: Tensor, std: Tensor, order: int) -> tuple[Tensor, ...]:
+        return tuple(_expectations(mean, std, (order, order + 1, order + 2)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        mean, std, ctx.order = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(mean, std, *output[1:])
+        ctx.save_for_forward(mean, std, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         mean, std, slope, curvature = ctx.saved_tensors
         if torch.is_grad_enabled():
-            slope = _Derivative.apply(mean, std, ctx.order + 1)
-            curvature = _Derivative.apply(mean, std, ctx.order + 2)
-        return gradient * slope, gradient * (std * curvature), None
+            slope = _derivative(mean, std, ctx.order + 1)
+            curvature = _derivative(mean, std, ctx.order + 2)
+        return gradients[0] * slope, gradients[0] * (std * curvature), None
+
+    @staticmethod
+    def jvp(ctx: Any, mean_tangent: Tensor, std_tangent: Tensor, _: None) -> tuple:
+        _, std, slope, curvature = ctx.saved_tensors
+        return slope * mean_tangent + std * curvature * std_tangent, None, None
 
 
 def _derivative(mean: Tensor, std: Tensor, order: int) -> Tensor:
     mean, std = torch.broadcast_tensors(mean, std)
-    return _Derivative.apply(mean, std, order)
+    return _Derivative.apply(mean, std, order)[0]
 
 
 def softplus(mean: Tensor, std: Tensor, beta: float = 1.0) -> Tensor:

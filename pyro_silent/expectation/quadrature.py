@@ -14,6 +14,9 @@ where the outermost nodes still count, as they do for exponentials. Where the mo
 leave a change above 1e-6 (1e-5), a :class:`QuadratureWarning` says so: for functions with kinks, whose
 error falls only with the square of the step, and for std far above the distance of a pole.
 
+The nodes cannot see waves that fit between them: sin(w x) with ``w std`` above 10 looks like a slower
+one at times. (By itself it has a closed expectation.)
+
 An element much smaller than the others (E|f| below 1e-3 of their mean) is held to the accuracy of
 one that is not.
 """
@@ -23,22 +26,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_silent.expectation.method import note
+from pyro_silent.expectation.nodes import Check, checks_of, grid_of
 
 __all__ = ["QuadratureWarning", "can_look", "expect", "integrate"]
 
 _MOST_NODES = {1: 1100, 2: 16000}  # per element, by number of scalars
 _MOST_VALUES = 2**26  # nodes times elements, beyond the first count
-_REACH = 8.5  # standard deviations covered at first: beyond is a probability of 2e-17
 
 
 class QuadratureWarning(UserWarning):
@@ -82,7 +82,7 @@ def integrate(
     enough, claimed = (1e-9, 1e-6) if double else (2e-6, 1e-5)
     widest = 36.0 if double else 12.0
     start = points if scalars == 1 else max(points // 2, 8)
-    grid = _grid(start, scalars, "")
+    grid = grid_of(start, scalars, ())
     values: list[Tensor] = []
     while True:
         axes = torch.as_tensor(grid.new, dtype=like.dtype, device=like.device)
@@ -91,23 +91,24 @@ def integrate(
         values.append(value.expand(count, *value.shape[1:]))
         if not can_look(value):
             break
-        change, error, tail = _errors(grid, values)
+        checks = checks_of(start, scalars, grid.path, value.dtype, like.device)
+        change, error, tail = _errors(checks, values)
         if tail > enough and grid.reach < widest:
-            following = grid.path + "wider "
+            following = (*grid.path, "wider")
         elif not (change <= claimed and error <= enough):
-            following = grid.path + "finer "
+            following = (*grid.path, "finer")
         else:
             break
         most = min(_MOST_NODES[scalars], _MOST_VALUES // max(value[0].numel(), 1))
         finite = math.isfinite(change + tail)
-        if not finite or _grid(start, scalars, following).num_nodes > most:
+        if not finite or grid_of(start, scalars, following).num_nodes > most:
             if not (change <= claimed and tail <= claimed):
                 text = _warning(grid.num_nodes, max(change, tail))
                 warnings.warn(text, QuadratureWarning, stacklevel=2)
             break
-        grid = _grid(start, scalars, following)
+        grid = grid_of(start, scalars, following)
     note(f"quadrature({grid.num_nodes})")
-    weights = torch.as_tensor(grid.rules[0], dtype=like.dtype, device=like.device)
+    weights = torch.as_tensor(grid.rules[0], dtype=values[0].dtype, device=like.device)
     total = torch.tensordot(weights[: len(values[0])], values[0], 1)
     done = len(values[0])
     for value in values[1:]:
@@ -116,101 +117,34 @@ def integrate(
     return total
 
 
-class _Grid(NamedTuple):
-    """Nodes so far: ``path`` says how they came about, ``new`` are those of the last step."""
-
-    path: str
-    step: float
-    reach: float
-    nodes: np.ndarray  # [scalars, count]
-    new: np.ndarray
-    rules: np.ndarray  # [3, count]: weights for one, two and four times the step
-    outer: np.ndarray  # [count]: the outermost ones
-
-    @property
-    def num_nodes(self) -> int:
-        return self.nodes.shape[1]
-
-
-@lru_cache(maxsize=128)
-def _grid(points: int, scalars: int, path: str) -> _Grid:
-    if not path:
-        number = max(points // 2, 2)
-        # few nodes: balance the step against the tail that is cut off
-        reach = min(_REACH, math.sqrt(math.pi * (2 * number + 1)))
-        step = reach / number
-        nodes = new = _ball(step, reach, scalars)
-    else:
-        *before, last = path.split()
-        old = _grid(points, scalars, "".join(word + " " for word in before))
-        if last == "finer":
-            step, reach = old.step / 2, old.reach
-            candidates = _ball(step, reach, scalars)
-            new = candidates[:, (np.rint(candidates / step) % 2 == 1).any(0)]
-        else:
-            step, reach = old.step, old.reach + math.ceil(0.5 * _REACH / old.step) * old.step
-            candidates = _ball(step, reach, scalars)
-            new = candidates[:, np.linalg.norm(candidates, axis=0) >= old.reach + 0.5 * step]
-        nodes = np.concatenate([old.nodes, new], axis=1)
-    index = np.rint(nodes / step)
-    density = np.exp(-0.5 * (nodes**2).sum(0))
-    rules = np.stack([density * (index % 2**level == 0).all(0) for level in range(3)])
-    rules /= rules.sum(-1, keepdims=True)
-    outer = np.linalg.norm(nodes, axis=0) > reach - 0.5 * step
-    return _Grid(path, step, reach, nodes, new, rules, outer)
-
-
-def _ball(step: float, reach: float, scalars: int) -> np.ndarray:
-    """All nodes ``[scalars, count]`` of the grid that are not further out than ``reach``."""
-    number = round(reach / step)
-    axis = np.arange(-number, number + 1) * step
-    nodes = np.stack([side.ravel() for side in np.meshgrid(*[axis] * scalars, indexing="ij")])
-    return nodes[:, np.linalg.norm(nodes, axis=0) < reach + 0.5 * step]
-
-
 @torch.no_grad()
-def _errors(grid: _Grid, values: Sequence[Tensor]) -> tuple[float, float, float]:
+def _errors(checks: Sequence[Check], values: Sequence[Tensor]) -> tuple[float, float, float]:
     """How much the last halving changed, and estimated errors of the step and of the range.
 
     All relative to E|f|, the largest of all elements.
     """
-    like = values[0]
-    if like.numel() == 0:
+    if values[0].numel() == 0:
         return 0.0, 0.0, 0.0
-    # With f also e f(e), its gradient in the mean: the error of an odd or even function is
-    # invisible to one of the two, and what one misses by chance, the other sees.
-    moments = np.stack([np.ones(grid.num_nodes), *grid.nodes])
-    rules = torch.as_tensor(
-        (moments * grid.rules[:, None]).reshape(-1, grid.num_nodes),
-        dtype=like.dtype,
-        device=like.device,
-    )
-    sums = like.new_zeros(len(rules), like[0].numel())
-    scale, tail = torch.zeros_like(sums[0]), torch.zeros_like(sums[0])
-    done = 0
-    for value in values:
-        part = slice(done, done + len(value))
-        done += len(value)
+    sums = sizes = None
+    for check, value in zip(checks, values):
         flat = value.reshape(len(value), -1)
-        sums.addmm_(rules[:, part], flat)
-        scale += _absolute_sum(flat, grid.rules[2, part], np.flatnonzero(grid.rules[2, part]))
-        tail += _absolute_sum(flat, grid.rules[0, part], np.flatnonzero(grid.outer[part]))
-    tiny = torch.finfo(like.dtype).tiny
-    scale = torch.maximum(scale, sums[0].abs())
-    scale = torch.maximum(scale, 1e-3 * scale.mean()).clamp_min(tiny)
-    fine, middle, coarse = sums.reshape(3, len(moments), -1)
-    now, before = (fine - middle).abs().sum(0), (middle - coarse).abs().sum(0)
+        part = check.rules @ flat, check.sizes @ flat[check.rows].abs()
+        sums = part[0] if sums is None else sums + part[0]
+        sizes = part[1] if sizes is None else sizes + part[1]
+    assert sums is not None and sizes is not None
+    tiny = torch.finfo(sums.dtype).tiny
+    fine, middle, coarse = sums.reshape(3, len(sums) // 3, -1)
+    scale = torch.maximum(sizes[0], fine[0].abs())
+    scale = torch.maximum(scale, 1e-3 * scale.mean()).clamp_min_(tiny)
+    now, before = (fine - middle).abs_().sum(0), (middle - coarse).abs_().sum(0)
     # Going on at the rate seen: right for kinks, pessimistic for analytic functions.
-    step = now * now / torch.maximum(now, before).clamp_min(tiny)
-    change, error, cut = torch.stack([now, step, tail]).div_(scale).amax(1).tolist()
+    step = now * now / torch.maximum(now, before).clamp_min_(tiny)
+    change, error, cut = torch.stack([now, step, sizes[1]]).div_(scale).amax(1).tolist()
     return change, error, cut
 
 
-def _absolute_sum(values: Tensor, weights: np.ndarray, rows: np.ndarray) -> Tensor:
-    """The weighted sum of the absolute values in some rows."""
-    index = torch.as_tensor(rows, device=values.device)
-    weight = torch.as_tensor(weights[rows], dtype=values.dtype, device=values.device)
-    return weight @ values[index].abs()
+# missing in old versions of torch, where nothing here can be compiled either
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -221,7 +155,7 @@ def can_look(tensor: Tensor) -> bool:
         or get_proxy_mode() is not None
         or torch._C._functorch.is_batchedtensor(tensor)
         or torch.jit.is_tracing()
-        or torch._dynamo.is_compiling()
+        or _is_compiling()
         or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_silent.expectation.functions import CLOSED, NUMERIC
 from tests.expectation.scalar import reference
@@ -47,6 +48,7 @@ class Row(NamedTuple):
 
 
 T = partial(torch.tensor, dtype=torch.float64)
+CONSTANT = Row(torch.clamp, (2.0, -1.0))  # crossed bounds: the upper one wins
 ROWS = [
     Row(torch.abs, kinks=(0.0,)),
     Row(torch.relu, kinks=(0.0,)),
@@ -62,7 +64,7 @@ ROWS = [
     Row(torch.clamp, (), {"min": 0.25}, kinks=(0.25,)),
     Row(torch.clamp, (), {"max": -7.0}, kinks=(-7.0,)),
     Row(torch.clamp, (-math.inf, 1.0), kinks=(1.0,)),
-    Row(torch.clamp, (2.0, -1.0)),  # crossed: the upper bound wins
+    CONSTANT,
     Row(torch.clamp, (T(0.0), T(1.0)), kinks=(0.0, 1.0)),
     Row(torch.clamp_min, (-3.0,), kinks=(-3.0,)),
     Row(torch.clamp_max, (3.0,), kinks=(3.0,)),
@@ -162,11 +164,9 @@ def test_value_and_gradients_against_dense_quadrature(row: Row) -> None:
     assert gradient < GRADIENT_TOLERANCE
 
 
-@rows
+@pytest.mark.parametrize("row", [row for row in ROWS if row is not CONSTANT], ids=str)
 def test_a_wrong_formula_is_caught(row: Row) -> None:
     """The variance in place of the standard deviation."""
-    if not row.kinks and row.function is torch.clamp:
-        pytest.skip("a constant")
     value, gradient = errors(
         row, lambda mean, std: row.closed(mean, std**2), (-1.0, 0.5), (0.1, 3.0)
     )
@@ -236,6 +236,27 @@ def test_derivatives_of_logistic_functions_to_second_order(function: Callable) -
     std = T([0.5, 2.0, 0.0]).requires_grad_()
     assert torch.autograd.gradcheck(CLOSED[function], (mean, std))
     assert torch.autograd.gradgradcheck(CLOSED[function], (mean, std), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("function", [F.softplus, torch.sigmoid, torch.relu, torch.abs])
+def test_function_transforms(function: Callable) -> None:
+    """torch.func and forward mode give what backward passes give."""
+    mean, std = T([-1.0, 0.5]), T([0.7, 2.0])
+
+    def total(mean: Tensor) -> Tensor:
+        return CLOSED[function](mean, std).sum()
+
+    slope = torch.autograd.functional.jacobian(total, mean)
+    torch.testing.assert_close(torch.func.grad(total)(mean), slope)
+    torch.testing.assert_close(
+        torch.func.jvp(total, (mean,), (T([1.0, 2.0]),))[1], slope @ T([1.0, 2.0])
+    )
+    curvature = torch.autograd.functional.hessian(total, mean)
+    torch.testing.assert_close(torch.func.hessian(total)(mean), curvature)
+    assert torch.vmap(total)(mean.expand(3, 2)).shape == (3,)
+    traced = make_fx(torch.func.grad(total))(mean)
+    torch.testing.assert_close(traced(mean + 1), torch.func.grad(total)(mean + 1))
 
 
 @rows
