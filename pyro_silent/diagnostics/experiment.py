@@ -112,10 +112,9 @@ class Experiment:
 
 
 def _probe(elbo: SilentELBO) -> SilentELBO:
-    """A copy of a loss that samples what it must, in one particle."""
+    """A copy of a loss that samples what it must."""
     probe = copy.copy(elbo)
     probe.intractable = "sample"
-    probe.num_particles = 1
     probe._warned, probe._plain = set(), dict(elbo._plain)
     return probe
 

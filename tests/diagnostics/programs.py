@@ -90,3 +90,15 @@ def leaking_guide() -> None:
 def positive() -> None:
     tau = pyro.sample("tau", dist.HalfCauchy(1.0))  # prior of tau
     pyro.sample("x", dist.Normal(0.0, tau), obs=ONE)
+
+
+def hierarchy() -> None:
+    """A GuideMessenger has to see plain priors when it makes its parameters."""
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    z = pyro.sample("z", dist.Normal(0.0, tau))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=ONE)
+
+
+def leaking_into_a_factor() -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.factor("penalty", -z if z > 0 else z)  # factor

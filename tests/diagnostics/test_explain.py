@@ -26,6 +26,7 @@ from tests.diagnostics.programs import (
     every_method_guide,
     leaking,
     leaking_guide,
+    leaking_into_a_factor,
     line,
     marked_guide,
     normal,
@@ -154,6 +155,13 @@ def test_a_leak_is_located():
     assert "needs the value of latent 'z'. Write the step with torch" in rows["x"]["reason"]
     assert rows["y"]["method"] == "closed form"
     assert rows["z"]["term"] == "-KL(q || p)"
+
+
+def test_a_leak_at_a_factor_is_located_under_an_autoguide():
+    """A factor is an auxiliary site to Pyro, but its line is the user's."""
+    guide = autoguide.AutoNormal(leaking_into_a_factor)
+    rows = by_site(explain(leaking_into_a_factor, guide))
+    assert rows["z"]["location"] == rows["penalty"]["location"] == line("factor")
 
 
 def test_a_discrete_law_without_moments_may_be_enumerated():

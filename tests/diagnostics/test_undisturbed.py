@@ -20,6 +20,7 @@ from tests.diagnostics.programs import (
     ONE,
     every_method,
     every_method_guide,
+    hierarchy,
     leaking,
     leaking_guide,
     normal,
@@ -89,19 +90,20 @@ def test_parameters_and_gradients_are_the_same_objects():
         "AutoStructured",
     ],
 )
-def test_training_goes_as_if_nobody_had_looked(family):
+@pytest.mark.parametrize("model", [positive, hierarchy])
+def test_training_goes_as_if_nobody_had_looked(family, model):
     """An autoguide that was not set up is not set up afterwards, and starts from the same draws."""
 
     def losses(look: bool) -> list[float]:
         pyro.clear_param_store()
         pyro.set_rng_seed(3)
-        guide = getattr(autoguide, family)(positive, init_loc_fn=init_to_feasible)
+        guide = getattr(autoguide, family)(model, init_loc_fn=init_to_feasible)
         if look:
             before = dict(vars(guide))
-            explain(positive, guide)
+            explain(model, guide)
             assert vars(guide).keys() == before.keys()
             assert not list(guide.parameters()) and len(pyro.get_param_store()) == 0
-        svi = pyro.infer.SVI(positive, guide, pyro.optim.Adam({"lr": 0.1}), loss=SilentELBO())
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), loss=SilentELBO())
         return [svi.step() for _ in range(3)]
 
     assert losses(look=True) == losses(look=False)
@@ -153,17 +155,25 @@ def test_modules_made_on_the_way_are_unmade(is_local):
         explain(model, guide)
         assert not hasattr(guide, "loc") and not hasattr(guide, "calls")
         assert len(pyro.get_param_store()) == 0
+        assert not is_local or not guide._pyro_context.param_state["params"]
         guide()
         explain(model, guide)
         assert guide.calls == {"all": 1}
         assert [name for name, _ in guide.named_parameters()] == ["loc_unconstrained"]
 
 
-def test_the_plan_is_that_of_a_training_step_also_without_gradients():
+def test_programs_run_as_in_a_training_step_also_without_gradients():
+    seen = []
+
+    def guide() -> None:
+        seen.append(torch.is_grad_enabled())
+        every_method_guide()
+
     with torch.no_grad():
-        rows = explain(every_method, every_method_guide).rows
+        rows = explain(every_method, guide).rows
         assert not torch.is_grad_enabled()
-    assert rows == explain(every_method, every_method_guide).rows
+    assert seen and all(seen)
+    assert rows == explain(every_method, guide).rows
 
 
 def test_a_program_that_fails_leaves_nothing_either():
