@@ -50,6 +50,14 @@ def _build(cls: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return distribution
 
 
+def constraints_of(distribution: Distribution) -> dict[str, Any]:
+    """The constraints of a distribution's arguments, none where it declares none."""
+    try:
+        return distribution.arg_constraints
+    except (AttributeError, NotImplementedError):
+        return {}
+
+
 def check_plain_parameters(distribution: Distribution) -> None:
     """torch's own check of parameters, for those that have values.
 
@@ -57,7 +65,7 @@ def check_plain_parameters(distribution: Distribution) -> None:
     """
     if hasattr(distribution, "base_dist"):
         check_plain_parameters(distribution.base_dist)
-    for name, constraint in getattr(distribution, "arg_constraints", {}).items():
+    for name, constraint in constraints_of(distribution).items():
         value = vars(distribution).get(name)
         if value is None or isinstance(value, RandomTensor) or constraints.is_dependent(constraint):
             continue

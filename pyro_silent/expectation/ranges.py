@@ -15,11 +15,12 @@ from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_silent.expectation.coercion import constraints_of
 from pyro_silent.expectation.terms import original
 from pyro_silent.random_tensor import discrete
 from pyro_silent.random_tensor.affine import NoForm
 from pyro_silent.random_tensor.pointwise import NotPointwise, collapsed
-from pyro_silent.random_tensor.reading import read
+from pyro_silent.random_tensor.readings import read
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -262,7 +263,7 @@ def _half_line(constraint: Any) -> bool:
 def out_of_range(distribution: Distribution, value: Tensor) -> str | None:
     """Which argument is Gaussian although it is bounded, so that the density is not defined at it."""
     held = vars(distribution)
-    for name, constraint in getattr(distribution, "arg_constraints", {}).items():
+    for name, constraint in constraints_of(distribution).items():
         parameter = held.get(name)
         if type(parameter) is RandomTensor and _half_line(constraint) and is_gaussian(parameter):
             return f"{name} is Gaussian and takes values outside of {constraint}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
+from pyro_silent.expectation.coercion import constraints_of
 from pyro_silent.expectation.moments import mean_of, refusal
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import out_of_range
@@ -99,7 +100,8 @@ def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
     """The expectation of ``distribution.log_prob(value)`` over all random tensors involved.
 
     By the distribution's rule; else by running its own ``log_prob`` formula on random tensors and taking
-    the :func:`mean` of the result; else refused. Without random tensors it is ``distribution.log_prob``.
+    the :func:`mean` of the result; else, for scalars, with quadrature nodes put into that formula; else
+    refused. Without random tensors it is ``distribution.log_prob``.
 
     :param distribution: any Pyro distribution; its parameters may be random tensors if it was built
         inside :func:`random_parameters`.
@@ -182,7 +184,7 @@ def _by_formula(distribution: Distribution, value: Tensor, num_summed: int) -> T
 def _described(distribution: Distribution) -> str:
     """The distribution and which of its arguments are random."""
     held = vars(distribution)
-    public = getattr(distribution, "arg_constraints", {})
+    public = constraints_of(distribution)
     arguments = [name for name in public if random_tensors(held.get(name))]
     if not arguments:
         with suppress(Exception):  # a property of the distribution that cannot be had

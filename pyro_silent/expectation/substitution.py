@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.constraints import is_dependent
 
-from pyro_silent.expectation.coercion import without_validation
+from pyro_silent.expectation.coercion import constraints_of, without_validation
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.terms import elementwise, shape_of
 from pyro_silent.random_tensor.draw import map_parameters
@@ -67,11 +68,13 @@ def is_scalar_family(distribution: Distribution, value: Tensor) -> bool:
     """Whether what is random about a distribution is scalar parameters, declared as such, and a value."""
     if len(distribution.event_shape) or shape_of(distribution, value) != distribution.batch_shape:
         return False
-    constraints = getattr(distribution, "arg_constraints", {})
+    declared = constraints_of(distribution)
     for name, item in vars(distribution).items():
         if not random_tensors(item):
             continue
-        constraint = constraints.get(name)
-        if constraint is None or constraint.event_dim or not isinstance(item, RandomTensor):
+        constraint = declared.get(name)
+        if constraint is None or is_dependent(constraint) or constraint.event_dim:
+            return False
+        if not isinstance(item, RandomTensor):
             return False
     return True
