@@ -23,7 +23,7 @@ from pyro_silent.random_tensor.pointwise import (
     multiply,
 )
 from pyro_silent.random_tensor.program import RULES, Call, latents_of, map_tensors, random_tensors
-from pyro_silent.random_tensor.reading import is_linear_call, read, read_all
+from pyro_silent.random_tensor.readings import is_linear_call, read, read_all
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import (
     RandomTensor,
@@ -92,9 +92,10 @@ def mean_of(t: Tensor, what: str) -> Tensor:
     if t._form is not None:
         return t._form.offset
     try:
-        return _checked(_deep(lambda: _mean(t), t), t, what)
+        value = _checked(_deep(lambda: _mean(t), t), t, what)
     except (NotPointwise, NoForm) as reason:
         raise refusal(t, what, why=reason) from None
+    return value if torch.is_grad_enabled() else value.detach()
 
 
 def _deep(work: Callable[[], Tensor], *tensors: RandomTensor) -> Tensor:
@@ -138,7 +139,7 @@ def _work_out(tensor: RandomTensor) -> Tensor:
     if call is None:
         raise NotPointwise("")
     call.check_unchanged()
-    with torch.set_grad_enabled(call.grad_enabled and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(call.grad_enabled):  # kept for whoever asks with gradients later
         if tensor._reading is None and is_linear_call(call):
             linear = _of_linear(call, tensor._index)
             if linear is not None:
@@ -256,7 +257,9 @@ def _second_moment(a: Tensor, b: Tensor, what: str) -> Tensor:
             return covariance_of_forms(affine_of(a), affine_of(b))
         for tensor in (a, b):
             check_not_overwritten(tensor)
-        value = _deep(lambda: covariance_of_sums(read(a), read(b)), a, b)
+        with torch.enable_grad():  # what was made with gradients is put together with gradients
+            value = _deep(lambda: covariance_of_sums(read(a), read(b)), a, b)
+        value = value if torch.is_grad_enabled() else value.detach()
         return _checked(value, a if b._form is not None else b, what)
     except (NotPointwise, NoForm) as reason:
         lost = b if a._form is not None else a

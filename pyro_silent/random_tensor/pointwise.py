@@ -58,15 +58,18 @@ class Function:
     @property
     def num_dims(self) -> int:
         """Of its largest part."""
-        return max((_num_dims(arg) for arg in self.args), default=0)
+        return max((_num_dims(arg) for arg in (*self.args, *self.kwargs.values())), default=0)
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Function:
         """The function after an op that only moves elements, which is done to every tensor in it."""
-        args = [
-            arg.map(move) if isinstance(arg, Sum) else move(arg) if isinstance(arg, Tensor) else arg
-            for arg in self.args
-        ]
-        return Function(self.function, args, self.kwargs)
+
+        def moved(arg: Any) -> Any:
+            if isinstance(arg, Sum):
+                return arg.map(move)
+            return move(arg) if isinstance(arg, Tensor) else arg
+
+        kwargs = {key: moved(arg) for key, arg in self.kwargs.items()}
+        return Function(self.function, [moved(arg) for arg in self.args], kwargs)
 
     def evaluate(self, values: Callable[[RandomTensor], Tensor]) -> Tensor:
         """The function where each atom has the value given for it."""
