@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.pointwise import Sum
 from pyro_silent.random_tensor.program import Call, Lost, random_tensors
-from pyro_silent.random_tensor.reading import READINGS, _elementwise, function_of
+from pyro_silent.random_tensor.readings.table import READINGS, function_of, read_elementwise
 from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to
 from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
@@ -158,7 +158,7 @@ def _reading(function: Callable[..., Tensor], like: Tensor, *args: Tensor) -> Su
     def handler(like: Tensor, *forms: Sum) -> Sum:
         return function_of(partial(evaluate, function), like, *forms)
 
-    return _elementwise(handler, (like, *args), {})
+    return read_elementwise(handler, (like, *args), {})
 
 
 READINGS[evaluate] = _reading
