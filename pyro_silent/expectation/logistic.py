@@ -10,9 +10,9 @@ where Gauss-Hermite quadrature of a fixed order fails as soon as std reaches a f
 distance of the poles of the sigmoid. The mixture is fitted, relative to softplus and its first two
 derivatives, for x above -16; further down, softplus is a sum of exponentials.
 
-Error of softplus and the sigmoid in double precision: 1e-10 relative, or 1e-10 absolute where that is
-more (it is where a wide law has nearly all its mass below -16). Single precision: 1e-6. The cost is that
-of 20 (14) values of erfc and exp per element, for the value and the gradients together.
+Error of softplus and the sigmoid in double precision: 2e-12 absolute, and 1e-8 relative where they are
+above 1e-7 (a wide law with nearly all its mass below -16 is what loses digits). Single precision: 1e-6.
+The cost is that of 20 (14) values of erfc and exp per element, for the value and the gradients together.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ STDS = (1e-6, 1e-3, 0.1, 1.0, 3.0, 10.0, 100.0, 1000.0)
 TOLERANCE = 1e-9
 GRADIENT_TOLERANCE = 1e-8
 # softplus and its kin: absolute where nearly all the mass is far below 0
-FLOOR = 1e-10
+FLOOR = 5e-11
 
 
 class Row(NamedTuple):
