@@ -8,9 +8,8 @@ the guide's probabilities, those of the sites' own enumerated parents included.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
-import opt_einsum  # type: ignore[import-untyped]
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
@@ -100,8 +99,8 @@ class Enumeration:
     def __init__(self, guide_trace: Trace, num_plates: float) -> None:
         self.num_plates = num_plates
         self._owners: dict[int, dict] = {}
-        self._probabilities: dict[str, tuple[Tensor, list]] = {}
-        self._weights: dict[tuple, Tensor] = {}
+        self._tables: dict[int, _Table] = {}
+        self._marginals: dict[frozenset[int], _Table] = {}
         for site in guide_trace.nodes.values():
             if site["type"] == "sample" and is_enumerated(site):
                 self._add(site)
@@ -119,8 +118,9 @@ class Enumeration:
             )
         # A masked site is drawn all the same, so its mask is no part of the weights.
         probabilities = _unmasked(fn).log_prob(site["value"]).exp()
-        self._owners[site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]] = site
-        self._probabilities[name] = (_squeezed(probabilities), self._labels(site, probabilities))
+        owner = site["infer"]["_dim_to_id"][site["infer"]["_enumerate_dim"]]
+        self._owners[owner] = site
+        self._tables[owner] = _Table(_squeezed(probabilities), self._labels(site, probabilities))
 
     def dims(self, site: dict, tensor: Tensor) -> dict[int, int]:
         """The enumerated dims of a tensor of a site: dim -> id of the site that owns it.
@@ -161,7 +161,7 @@ class Enumeration:
         weight = self._weight(site, dims)
         site["log_prob"] = _weighted(site["log_prob"], weight)
         site["log_prob_sum"] = site["log_prob"].sum()
-        if site["name"] in self._probabilities and "score_parts" in site:
+        if "score_parts" in site and is_enumerated(site):
             site["score_parts"] = ScoreParts(site["log_prob"], 0.0, site["log_prob"])
         elif "score_parts" in site:
             _, score_function, entropy = site["score_parts"]
@@ -171,10 +171,9 @@ class Enumeration:
         return True
 
     def _weight(self, site: dict, dims: dict[int, int]) -> Tensor:
-        """The joint probability of the values along some dims, its parents' values summed out."""
-        involved = self._closure(set(dims.values()))
-        plates = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-        for owner in involved:
+        """The joint probability of the values along some dims, laid out for the site's term."""
+        plates = _plates(site)
+        for owner in dims.values():
             outside = _plates(self._owners[owner]) - plates
             if outside:
                 raise IntractableError(
@@ -186,39 +185,30 @@ class Enumeration:
                     operation='infer={"enumerate": "parallel"}',
                     latents=(self._owners[owner]["name"],),
                 )
-        key = tuple(sorted(dims.items()))
-        if key not in self._weights:
-            self._weights[key] = self._marginal(dims, involved)
-        return self._weights[key]
+        table, labels = self._marginal(frozenset(dims.values()))
+        place = {(_ENUMERATED, owner): dim for dim, owner in dims.items()}
+        target = [place.get(label, label[1]) for label in labels]
+        order = sorted(range(len(labels)), key=target.__getitem__)
+        shape = [1] * -min(target)
+        for size, dim in zip(table.shape, target):
+            shape[dim] = size
+        return table.permute(order).reshape(shape)
 
-    def _closure(self, owners: set[int]) -> set[int]:
-        """Enumerated sites and all enumerated sites their probabilities depend on."""
-        involved: set[int] = set()
-        stack = list(owners)
-        while stack:
-            owner = stack.pop()
-            if owner not in involved:
-                involved.add(owner)
-                _, labels = self._probabilities[self._owners[owner]["name"]]
-                stack += [label for kind, label in labels if kind == _ENUMERATED]
-        return involved
+    def _marginal(self, owners: frozenset[int]) -> _Table:
+        """The joint probability of the values of some sites, all others summed out.
 
-    def _marginal(self, dims: dict[int, int], involved: set[int]) -> Tensor:
-        tables = [self._probabilities[self._owners[owner]["name"]] for owner in sorted(involved)]
-        target = {(_ENUMERATED, owner): dim for dim, owner in dims.items()}
-        for _, labels in tables:
-            target.update({label: label[1] for label in labels if label[0] == _PLATE})
-        out = sorted(target, key=target.__getitem__)
-        # Numbers as labels: opt_einsum takes any that can be sorted.
-        numbers: dict[Any, int] = {}
-        operands: list[Any] = []
-        for table, labels in tables:
-            operands += [table, [numbers.setdefault(label, len(numbers)) for label in labels]]
-        result = opt_einsum.contract(*operands, [numbers[label] for label in out])
-        shape = [1] * -min(target.values())
-        for size, label in zip(result.shape, out):
-            shape[target[label]] = size
-        return result.reshape(shape)
+        The site that comes last depends on earlier ones only: their joint with its parents, times its
+        own table, summed over parents that are not asked for.
+        """
+        if owners not in self._marginals:
+            last = max(owners)
+            table = self._tables[last]
+            parents = {number for kind, number in table.labels if kind == _ENUMERATED} - {last}
+            before = owners - {last} | parents
+            if before:
+                table = _contracted(self._marginal(before), table, owners)
+            self._marginals[owners] = table
+        return self._marginals[owners]
 
     def _labels(self, site: dict, tensor: Tensor) -> list[tuple[int, int]]:
         """A name for each dim of a tensor that is larger than 1."""
@@ -231,6 +221,21 @@ class Enumeration:
 
 
 _PLATE, _ENUMERATED = 0, 1
+
+
+class _Table(NamedTuple):
+    """Probabilities, and what each dim runs over: a plate's dim or an enumerated site's number."""
+
+    values: Tensor
+    labels: list[tuple[int, int]]
+
+
+def _contracted(a: _Table, b: _Table, owners: frozenset[int]) -> _Table:
+    """The product, summed over enumerated sites that are not among some."""
+    labels = list(dict.fromkeys(a.labels + b.labels))
+    kept = [label for label in labels if label[0] == _PLATE or label[1] in owners]
+    numbers = [[labels.index(label) for label in part] for part in (a.labels, b.labels, kept)]
+    return _Table(torch.einsum(a.values, numbers[0], b.values, numbers[1], numbers[2]), kept)
 
 
 def _plates(site: dict) -> set[str]:
