@@ -6,6 +6,7 @@ For an affine b a Gaussian keeps its covariance and moves by ``Cov(a, b)``; a Be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -101,14 +102,22 @@ class _Discrete:
         dims = list(range(term.num_contracted))
         mean = coefficient * self.probabilities
         if self.binary:
-            log_p, log_q = self.probabilities.log(), (-self.probabilities).log1p()
-            total = torch.logaddexp(log_q, log_p + coefficient)
-            self.tilted = (log_p + coefficient - total).exp()
+            off = 1 - self.probabilities
+            with torch.no_grad():
+                largest = torch.maximum(off.log(), self.probabilities.log() + coefficient)
+            on = self.probabilities * _bounded_exp(coefficient - largest)
+            sum_of_both = on + off * _bounded_exp(-largest)
+            total = largest + sum_of_both.log()
+            self.tilted = on / sum_of_both
         else:
             category = term.num_contracted - 1
-            weighted = self.probabilities.log() + coefficient
-            total = torch.logsumexp(weighted, category, keepdim=True)
-            self.tilted = (weighted - total).exp()
+            with torch.no_grad():
+                logarithms = self.probabilities.log() + coefficient
+                largest = logarithms.amax(category, keepdim=True)
+            weighted = self.probabilities * _bounded_exp(coefficient - largest)
+            sum_of_all = weighted.sum(category, keepdim=True)
+            total = largest + sum_of_all.log()
+            self.tilted = weighted / sum_of_all
             self.category = category
         log_mean = total.sum(dims) if dims else total
         self.log_mean = log_mean - (mean.sum(dims) if dims else mean)
@@ -145,6 +154,11 @@ class _Discrete:
         within = ((left - mean) * (right - other) * self.tilted).sum(self.category)
         dims = list(range(self.term.num_contracted - 1))
         return within.sum(dims) if dims else within
+
+
+def _bounded_exp(exponent: Tensor) -> Tensor:
+    """Finite also where the probability that it is multiplied with is 0, gradients included."""
+    return exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) - 1).exp()
 
 
 def read_at(term: Term, moment: Tensor, num_dims: int) -> Tensor:
