@@ -91,7 +91,7 @@ def _given_log_scale(center: Tensor, spread: Tensor, log_scale: Tensor) -> Tenso
     average, width = mean(log_scale), deviation_of(variance(log_scale))
     count = _MOST_NODES
     if can_look(width) and width.numel():
-        count = min(3 + math.ceil((_DIGITS * float(width.detach().max())) ** 2), _MOST_NODES)
+        count = min(6 + math.ceil((_DIGITS * float(width.detach().max())) ** 2), _MOST_NODES)
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     inner = [
         weight
@@ -102,7 +102,7 @@ def _given_log_scale(center: Tensor, spread: Tensor, log_scale: Tensor) -> Tenso
     return torch.stack(torch.broadcast_tensors(*inner)).sum(0)
 
 
-_DIGITS, _MOST_NODES = 5.2, 128  # error exp(-sqrt(8 n) pi / 2 / width), 1e-10 where n allows it
+_DIGITS, _MOST_NODES = 7.33, 220  # error exp(-pi sqrt(n) / width), 1e-10 up to a width of 2
 
 
 def _log1p_square_of_ratio(center: Tensor, spread: Tensor, scale: Tensor) -> Tensor:
