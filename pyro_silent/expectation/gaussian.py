@@ -21,6 +21,7 @@ from pyro_silent.random_tensor.rows import multiplied
 from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, sum_rightmost
+from pyro_silent.random_tensor.squares import weighted_squares
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of, constant
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -104,11 +105,21 @@ def _around_affine(
     """E log N for an affine value and location, from E log s and E s^-2 of an independent scale."""
     form = difference(distribution, value)
     shape = broadcast_shapes(form.shape, distribution.batch_shape)
-    error = weighted_sum(form.offset.square(), precision, shape, num_summed)
+    error = _weighted_errors(form.offset, precision, shape, num_summed)
     form = Affine(expanded_to(form.offset, shape), pad_terms(form, len(shape)))
     spread = weighted_variance(distribution, value, form, precision, list(range(-num_summed, 0)))
     constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
     return -0.5 * (error + spread) - constant_part
+
+
+def _weighted_errors(
+    error: Tensor, weight: Tensor, shape: Sequence[int], num_summed: int
+) -> Tensor:
+    """The sum of weighted squares; with a weight along the last dim alone no square is kept."""
+    if num_summed and weight.numel() == shape[-1] != 1 and weight.size(-1) == shape[-1]:
+        squares = weighted_squares(expanded_to(error, shape), weight.reshape(-1))
+        return sum_rightmost(squares, num_summed - 1)
+    return weighted_sum(error.square(), weight, shape, num_summed)
 
 
 _EXP = frozenset(functions("exp"))

@@ -29,6 +29,7 @@ from pyro_silent.random_tensor.affine import (
     same_position,
 )
 from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, pad_dims
+from pyro_silent.random_tensor.squares import weighted_squares
 
 _SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -54,12 +55,32 @@ def _compact(tensor: Tensor, leading: Sequence[int], num_dims: int) -> Operand:
 def _fold(operands: Sequence[Operand], out: frozenset[int]) -> Operand:
     """Multiply operands from left to right, summing a label as soon as nothing later needs it."""
     result = operands[0]
-    for i, operand in enumerate(operands[1:], 1):
+    first = 1
+    squares = _weighted_squares(operands, out)
+    if squares is not None:
+        result, first = squares, 3
+    for i, operand in enumerate(operands[first:], first):
         needed = out.union(*(later.labels for later in operands[i + 1 :]))
         result = _product(result, operand, needed)
     if len(set(result.labels)) < len(result.labels) or not out.issuperset(result.labels):
         result = _product(result, None, out)
     return result
+
+
+def _weighted_squares(operands: Sequence[Operand], out: frozenset[int]) -> Operand | None:
+    """A coefficient times itself times a vector that is summed with it: no square is kept."""
+    if len(operands) < 3 or operands[0].tensor is not operands[1].tensor:
+        return None
+    (tensor, labels), vector = operands[0], operands[2]
+    if labels != operands[1].labels or len(set(labels)) < len(labels) or len(vector.labels) != 1:
+        return None
+    (over,) = vector.labels
+    needed = out.union(*(later.labels for later in operands[3:]))
+    if over not in labels or over in needed or 0 in tensor.shape:
+        return None
+    moved = tensor.movedim(labels.index(over), -1)
+    kept = tuple(label for label in labels if label != over)
+    return Operand(weighted_squares(moved, vector.tensor), kept)
 
 
 def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Operand:
