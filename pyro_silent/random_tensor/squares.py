@@ -32,7 +32,7 @@ class _WeightedSquares(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = x * (2 * grad).unsqueeze(-1) * weight
         if ctx.needs_input_grad[1]:
-            grad_weight = grad.reshape(-1) @ x.square().reshape(-1, x.size(-1))
+            grad_weight = grad.reshape(-1) @ x.square().reshape(grad.numel(), x.size(-1))
         return grad_x, grad_weight
 
     @staticmethod

@@ -8,6 +8,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pyro_silent.random_tensor.squares import weighted_squares
 
+# torch's own forward mode scripts its decompositions
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+
 
 def operands(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
