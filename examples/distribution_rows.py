@@ -573,6 +573,24 @@ ROWS: list[Row] = [
         lambda z: (dist.Weibull(1.0, z.exp()), real()),
         refused=True,
     ),
+    Row(
+        "Weibull",
+        "concentration",
+        "1 + exp(z), x > scale: the mean is infinite",
+        lambda z: (dist.Weibull(1.0, 1 + z.exp()), real()),
+        refused=True,
+    ),
+    Row(
+        "Weibull",
+        "concentration",
+        "softplus(z)",
+        lambda z: (dist.Weibull(1.0, F.softplus(z)), real()),
+        log_prob=lambda z: (
+            F.softplus(z).log()
+            + (F.softplus(z) - 1) * real().log()
+            - torch.exp(F.softplus(z) * real().log())
+        ),
+    ),
     Row("Pareto", "alpha", "exp(z)", lambda z: (dist.Pareto(0.5, z.exp()), real())),
     Row("Pareto", "value", "exp(z) + 0.5", lambda z: (dist.Pareto(0.5, 2.0), z.exp() + 0.5)),
     Row(

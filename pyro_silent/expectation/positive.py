@@ -23,6 +23,8 @@ from pyro_silent.expectation.terms import (
     product,
     total,
 )
+from pyro_silent.random_tensor.program import random_tensors
+from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -31,16 +33,6 @@ def exponential(distribution: Distribution, value: Tensor, num_summed: int) -> T
     """E log r - E[r x]."""
     rate = compacted(distribution.rate)
     return total(distribution, value, num_summed, mean(log_of(rate)), -product(rate, value))
-
-
-def expected_gamma(c: Tensor, rate: Tensor, log_x: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """The terms of E[c log r + (c - 1) log x - r x - lgamma(c)]."""
-    return (
-        log_term(c, rate),
-        product(c - 1, log_x),
-        -product(rate, x),
-        -lgamma(c),
-    )
 
 
 @closed_form(dist.Gamma, torch.distributions.Gamma, dist.Chi2, torch.distributions.Chi2)
@@ -124,19 +116,37 @@ def half_cauchy(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     return total(distribution, value, num_summed, spread, math.log(2 / math.pi) - mean(log_scale))
 
 
+_EXP = frozenset(functions("exp"))
+
+
+def _holds_exp(tensor: Tensor) -> bool:
+    """Whether there is an exponential in a random tensor's program."""
+    seen: set[int] = set()
+    stack = random_tensors(tensor)
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or node._call is None:
+            continue
+        seen.add(id(node))
+        if node._call.function in _EXP:
+            return True
+        stack.extend(random_tensors((node._call.args, node._call.kwargs)))
+    return False
+
+
 @closed_form(dist.Weibull, torch.distributions.Weibull)
 def weibull(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     """E log k - E log s + E[(k - 1) log(x / s)] - E exp(k log(x / s))."""
     scale, k = compacted(distribution.scale), compacted(distribution.concentration)
     log_k = log_of(k)
     log_ratio = log_of(value) - log_of(scale)
-    if isinstance(k, RandomTensor) and is_gaussian(log_k):
+    if is_gaussian(log_k) or _holds_exp(k):
         if isinstance(log_ratio, RandomTensor) or bool((log_ratio > 0).any()):
             raise no_closed_form(
                 distribution,
                 value,
-                "(x / scale)^concentration has no mean where x > scale, because concentration is "
-                "log-normal",
+                "(x / scale)^concentration has no mean where x > scale, because concentration grows as "
+                "the exponential of a Gaussian",
             )
     return total(
         distribution,
