@@ -38,7 +38,7 @@ class _WeightedSquares(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, weight_tangent: Tensor | None) -> Tensor:
         x, weight = ctx.saved_tensors
-        tangent = torch.zeros_like(x[..., 0])
+        tangent = x.new_zeros(x.shape[:-1])
         if x_tangent is not None:
             tangent = tangent + (2 * x * x_tangent) @ weight
         if weight_tangent is not None:
