@@ -10,19 +10,10 @@ from torch.distributions import Distribution
 
 from pyro_silent.expectation.moments import mean_of
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
+from pyro_silent.expectation.terms import original
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
-
-_REPEATING = {
-    torch.Tensor.expand,
-    torch.Tensor.expand_as,
-    torch.Tensor.broadcast_to,
-    torch.broadcast_to,
-    torch.broadcast_tensors,
-    torch.Tensor.clone,
-    torch.clone,
-}
 
 
 @closed_form(torch.distributions.Independent)
@@ -60,23 +51,10 @@ def expanded_distribution(distribution: Distribution, value: Tensor, num_summed:
     return sum_rightmost(log_prob.expand(shape), num_summed)
 
 
-def _original(tensor: Tensor) -> Tensor:
-    """The tensor that one was expanded from."""
-    while (
-        isinstance(tensor, RandomTensor)
-        and tensor._call is not None
-        and tensor._call.function in _REPEATING
-        and isinstance(tensor._call.args[0], Tensor)
-        and tensor._index is None
-    ):
-        tensor = tensor._call.args[0]
-    return tensor
-
-
 @closed_form(dist.Delta)
 def delta(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor:
     """E[log_density] at the point itself; anywhere else is refused, not guessed."""
-    if _original(value) is not _original(distribution.v):
+    if original(value) is not original(distribution.v):
         raise no_closed_form(distribution, value, "a point mass is scored away from its point")
     log_density = mean_of(distribution.log_density, "the mean of a Delta's log_density")
     return sum_rightmost(log_density.expand(distribution.batch_shape), num_summed)
