@@ -189,7 +189,7 @@ def check_optimum(flowers: Tensor, species: Tensor, smoke_test: bool) -> None:
     """
     factors, optimum = coordinate_ascent(flowers, flowers[[0, 50, 100]], 500)
     print(f"coordinate ascent by hand ends at -ELBO {optimum:.9f}")
-    for name, way in WAYS.items():
+    for name, way in list(WAYS.items())[: 1 if smoke_test else None]:
         problem = way.problem(flowers)
         guides: list[MixtureGuide] = []
         guide = fresh_guide(way.maker(flowers), problem)

@@ -143,7 +143,7 @@ def reach_evidence(flow: Tensor, args: argparse.Namespace) -> None:
     """
     evidence = log_evidence(flow, *map(torch.tensor, SCALES.values())).item()
     problem, makers = Problem(known_scales, (flow,)), guides(known_scales)
-    max_iter = 3 if args.smoke_test else 500
+    max_iter = 2 if args.smoke_test else 500
     fits = {
         name: fit_lbfgs(problem, make, max_iter, tolerance=1e-13) for name, make in makers.items()
     }
