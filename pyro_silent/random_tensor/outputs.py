@@ -32,6 +32,8 @@ def blank_outputs(function: Callable, args: tuple, kwargs: dict[str, Any]) -> An
         blank = _blank_of_arithmetic(args)
         if blank is not None:
             return blank
+    if function is torch.where and len(args) == 3 and not kwargs:
+        return _blank_of_choice(*args)
     key = _signature((function, args, kwargs))
     if key is None:
         return on_meta(function, args, kwargs)
@@ -59,6 +61,16 @@ def _blank_of_arithmetic(args: tuple) -> Blank | None:
     if dtype is None or not dtype.is_floating_point:
         return None
     return Blank(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes), dtype)
+
+
+def _blank_of_choice(condition: Tensor, input: Any, other: Any) -> Blank:
+    """Of torch.where, whose own kernel without data imports a compiler: seconds, once a process."""
+    values = [
+        torch.empty((0,) * value.dim(), dtype=value.dtype) if isinstance(value, Tensor) else value
+        for value in (input, other)
+    ]
+    shapes = [value.shape for value in (condition, input, other) if isinstance(value, Tensor)]
+    return Blank(broadcast_shapes(*shapes), torch.result_type(*values))
 
 
 def _signature(value: Any) -> Any:
