@@ -14,6 +14,9 @@ from pyro_silent.random_tensor.shapes import broadcast_shapes
 ARITHMETIC: set[Callable] = set()
 """Elementwise functions whose result has the dtype of their floating operands."""
 
+ELEMENTWISE: set[Callable] = {torch.where}
+"""All elementwise functions that are known as such, each of one output."""
+
 _OUTPUTS: dict[tuple, Any] = {}
 
 _MAX_OUTPUTS = 4096
@@ -32,14 +35,13 @@ def blank_outputs(function: Callable, args: tuple, kwargs: dict[str, Any]) -> An
         blank = _blank_of_arithmetic(args)
         if blank is not None:
             return blank
-    if function is torch.where and len(args) == 3 and not kwargs:
-        return _blank_of_choice(*args)
+    run = _on_nothing if function in ELEMENTWISE else on_meta
     key = _signature((function, args, kwargs))
     if key is None:
-        return on_meta(function, args, kwargs)
+        return run(function, args, kwargs)
     outputs = _OUTPUTS.get(key)
     if outputs is None:
-        outputs = on_meta(function, args, kwargs)
+        outputs = run(function, args, kwargs)
         if len(_OUTPUTS) >= _MAX_OUTPUTS:
             _OUTPUTS.clear()
         _OUTPUTS[key] = outputs
@@ -63,14 +65,21 @@ def _blank_of_arithmetic(args: tuple) -> Blank | None:
     return Blank(shapes[0] if len(shapes) == 1 else broadcast_shapes(*shapes), dtype)
 
 
-def _blank_of_choice(condition: Tensor, input: Any, other: Any) -> Blank:
-    """Of torch.where, whose own kernel without data imports a compiler: seconds, once a process."""
-    values = [
-        torch.empty((0,) * value.dim(), dtype=value.dtype) if isinstance(value, Tensor) else value
-        for value in (input, other)
-    ]
-    shapes = [value.shape for value in (condition, input, other) if isinstance(value, Tensor)]
-    return Blank(broadcast_shapes(*shapes), torch.result_type(*values))
+def _on_nothing(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Blank:
+    """Of an elementwise function, from a run on empty tensors.
+
+    On meta tensors torch runs some of these (comparisons, where) through code that imports its
+    compiler, which takes seconds, once a process.
+    """
+    shapes = []
+
+    def empty(tensor: Tensor) -> Tensor:
+        shapes.append(tensor.shape)
+        return torch.ones((0,) * tensor.dim(), dtype=tensor.dtype)
+
+    with torch.no_grad():
+        output = function(*map_tensors(empty, args), **map_tensors(empty, kwargs))
+    return Blank(broadcast_shapes(*shapes), output.dtype)
 
 
 def _signature(value: Any) -> Any:

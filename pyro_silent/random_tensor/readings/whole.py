@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.outputs import ARITHMETIC
+from pyro_silent.random_tensor.outputs import ARITHMETIC, ELEMENTWISE
 from pyro_silent.random_tensor.pointwise import NotPointwise, Sum
 from pyro_silent.random_tensor.readings.table import READINGS, function_of, read, read_elementwise
 from pyro_silent.random_tensor.rules.table import functions
@@ -52,6 +52,8 @@ def _register_tables() -> None:
                 return read_elementwise(handler, args, kwargs)
 
             READINGS[function] = whole
+            if name not in ("max", "min"):
+                ELEMENTWISE.add(function)
     for function in functions("max", "min"):
         READINGS[function] = _two_arguments(READINGS[function], function)
 
