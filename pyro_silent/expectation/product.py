@@ -30,6 +30,7 @@ from pyro_silent.random_tensor.pointwise import (
     affine_tensor,
     collapsed,
 )
+from pyro_silent.random_tensor.rounding import STEPS, snapped
 from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
@@ -200,7 +201,7 @@ def _given(function: Function) -> Function:
 
 def _argument(form: Sum) -> Any:
     if not any(isinstance(atom, RandomTensor) for atom in form.atoms()):
-        return form.evaluate(lambda value: value)
+        return _evaluated(form)
     products = []
     for product in form.products:
         plain, rest = _plain_factors(product)
@@ -209,6 +210,27 @@ def _argument(form: Sum) -> Any:
     form = collapsed(Sum(products, form.shape))
     linear = affine_tensor(form)
     return Sum([Product(1.0, (linear,))], form.shape) if isinstance(linear, RandomTensor) else form
+
+
+def _evaluated(form: Sum) -> Any:
+    total: Any = None
+    for product in form.products:
+        plain = product.coefficient
+        for factor in (*product.powers, *(_at_levels(f) for f in product.functions)):
+            one = not isinstance(plain, Tensor) and plain == 1
+            plain = factor if one else plain * factor
+        if product.exponent is not None:
+            plain = plain * product.exponent.exp()
+        total = plain if total is None else total + plain
+    return total
+
+
+def _at_levels(function: Function) -> Tensor:
+    """A function of plain arguments: values of discrete latents, known up to rounding."""
+    args = [_argument(arg) if isinstance(arg, Sum) else arg for arg in function.args]
+    if function.function in STEPS:
+        args = snapped(args)
+    return function.function(*args, **function.kwargs)
 
 
 def _plain_factors(product: Product) -> tuple[Any, Product]:
@@ -228,7 +250,7 @@ def _plain_factors(product: Product) -> tuple[Any, Product]:
         if any(isinstance(atom, RandomTensor) for atom in function.atoms()):
             functions.append(function)
         else:
-            plain = plain * function.evaluate(lambda value: value)
+            plain = plain * _at_levels(function)
     return plain, Product(1.0, tuple(powers), exponent, tuple(functions))
 
 

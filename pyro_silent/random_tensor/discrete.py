@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, Axis, Term, pad_term
 from pyro_silent.random_tensor.covariance import expectation
+from pyro_silent.random_tensor.rounding import STEPS, snapped
 from pyro_silent.random_tensor.shapes import pad_dims
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
@@ -121,6 +122,8 @@ def pointwise(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Affine
         elif isinstance(arg, Tensor):
             arg = pad_dims(arg, 0, len(shape) - arg.dim())
         plain.append(arg)
+    if function in STEPS:
+        plain = snapped(plain)
     return from_levels(function(*plain, **kwargs), shape, terms[0])
 
 

@@ -285,3 +285,32 @@ def test_any_program_is_right_or_refused(double_precision):
     run()
     right = sum(count for outcome, count in outcomes.items() if "right" in outcome)
     assert right > 0.4 * outcomes.total(), outcomes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda z: (z[0] + z[1] == 2).float(),
+        lambda z: (z[0] + z[1] + z[2] >= 3).float(),
+        lambda z: (z.sum(-1) > 2).float(),
+        lambda z: (0.1 * z[0] + 0.2 * z[1] == 0.1 * z[2] + 0.2).float(),
+        lambda z: (z[0] + z[1] + z[2]).long().float(),
+        lambda z: (z[0] * 0.3 + z[1] * 0.7).floor(),
+        lambda z: torch.tensor([1.0, 5.0, -2.0])[(z[0] + z[1]).long()],
+        lambda z: torch.where(z[0] == z[1], 3.0, z[2]),
+    ],
+)
+def test_steps_of_sums_of_coins_do_not_see_rounding(program, dtype):
+    """1 may be put together as 1 - 1e-16."""
+    for seed in range(5):
+        made = source("bernoulli_logits", (3,), dtype, seed=seed)
+        try:
+            found = mean(program(random_tensor(made.distribution())))
+        except IntractableError:
+            continue
+        wide = source("bernoulli_logits", (3,), torch.float64, seed=seed).distribution()
+        total = torch.zeros((), dtype=torch.float64)
+        for (values,), probability in oracles.joint_values([wide]):
+            total = total + probability * program(values)
+        torch.testing.assert_close(found.double(), total.double(), rtol=1e-5, atol=1e-6)
