@@ -7,6 +7,7 @@ from pyro_silent.errors import (
     IntractableError,
     LeakError,
     PyroSilentError,
+    QuadratureWarning,
     SampledSiteWarning,
 )
 from pyro_silent.expectation import (
@@ -25,6 +26,7 @@ __all__ = [
     "IntractableError",
     "LeakError",
     "PyroSilentError",
+    "QuadratureWarning",
     "RandomTensor",
     "SampledSiteWarning",
     "SilentELBO",

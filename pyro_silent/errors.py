@@ -75,6 +75,10 @@ class SampledSiteWarning(UserWarning):
     """The term of one site is estimated from a sample instead of computed exactly."""
 
 
+class QuadratureWarning(UserWarning):
+    """An expectation found by quadrature is not known to be accurate to a relative error of 1e-6."""
+
+
 _LIBRARY_ROOTS = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
     for path in (torch.__file__, pyro.__file__, __file__)

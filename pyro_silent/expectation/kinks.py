@@ -1,8 +1,8 @@
 """Expectations of functions with kinks or jumps at known places: each smooth piece is integrated alone.
 
 Where ``relu(x)``, ``x > t`` or ``clamp(x)`` stands inside a larger function of one Gaussian scalar,
-equally spaced nodes converge slowly. In units of the standard deviation the break is at ``(t - mean) / std``;
-Gauss-Legendre nodes on both sides of it see smooth functions only.
+equally spaced nodes converge slowly. In units of the standard deviation the break is at
+``(t - mean) / std``; Gauss-Legendre nodes on both sides of it see smooth functions only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_silent.errors import QuadratureWarning
 from pyro_silent.expectation.method import note
-from pyro_silent.expectation.quadrature import QuadratureWarning, can_look
+from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.random_tensor.pointwise import Function, NotPointwise, Sum
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -210,7 +211,11 @@ def _relative(value: Tensor, before: Tensor) -> float:
 
 
 def _sum_pieces(
-    at: Callable[[Sequence[Tensor]], Tensor], middle: Tensor, half: Tensor, points: int, num_dims: int
+    at: Callable[[Sequence[Tensor]], Tensor],
+    middle: Tensor,
+    half: Tensor,
+    points: int,
+    num_dims: int,
 ) -> Tensor:
     nodes, weights = (
         torch.as_tensor(a, dtype=half.dtype, device=half.device).reshape((-1, 1) + (1,) * num_dims)

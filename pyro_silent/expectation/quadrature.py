@@ -32,17 +32,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_silent.errors import QuadratureWarning
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.nodes import Check, checks_of, grid_of
 
-__all__ = ["QuadratureWarning", "can_look", "expect", "integrate"]
+__all__ = ["can_look", "expect", "integrate"]
 
 _MOST_NODES = {1: 1100, 2: 16000}  # per element, by number of scalars
 _MOST_VALUES = 2**26  # nodes times elements, beyond the first count
-
-
-class QuadratureWarning(UserWarning):
-    """An expectation found by quadrature is not known to be accurate to a relative error of 1e-6."""
 
 
 def expect(
