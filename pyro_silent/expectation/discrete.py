@@ -259,6 +259,9 @@ def _ordered_logistic(
     shape = torch.broadcast_shapes(predictor.shape, cutpoints.shape[:-1])
     distribution.predictor = predictor.expand(shape)
     distribution.cutpoints = cutpoints.expand(shape + cutpoints.shape[-1:])
+    below = torch.sigmoid(distribution.cutpoints - distribution.predictor.unsqueeze(-1))
+    steps = below[..., 1:] - below[..., :-1]
+    distribution.probs = torch.cat((below[..., :1], steps, 1 - below[..., -1:]), -1)
     distribution._num_events = cutpoints.shape[-1] + 1
     Distribution.__init__(distribution, shape, validate_args=False)
 
