@@ -143,7 +143,7 @@ def affine_coefficients(
     matrix = torch.stack(columns, -1) if columns else offset.new_zeros(len(offset), 0)
     probe = torch.linspace(-3.0, 2.0, total, dtype=dtype)
     with torch.no_grad():
-        for probed in (probe, -probe):
+        for probed in (probe, -probe, 6.0 * probe, -6.0 * probe):  # kinks may lie far out
             if not torch.allclose(matrix @ probed + offset, evaluate(probed), rtol=1e-4, atol=1e-4):
                 raise ValueError("the program is not affine in its continuous latents")
     return matrix, offset
