@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Normal
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
@@ -97,6 +98,11 @@ def _divergence(site: dict, prior: dict) -> Tensor | None:
 
 
 def _closed_form(q: Any, p: Any) -> Tensor:
+    if type(q) is type(p) is Normal:
+        # torch's own formula, past its table: latents are Normal more often than anything else
+        ratio = q.scale / p.scale
+        distance = (q.loc - p.loc) / p.scale
+        return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
     if not isinstance(innermost(q), _DISCRETE):
         return torch.distributions.kl_divergence(q, p)
     # torch's formulas give inf where a probability rounds to 0 or 1; ours work with logits.
@@ -130,7 +136,14 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
         if not isinstance(site["value"], RandomTensor):
             score = site["fn"].score_parts(site["value"]).score_function
         log_ratio = scale_and_mask(-divergence, site["scale"], None)
-        zeros = torch.zeros_like(divergence)
+        zeros, zero = _zeros(divergence.shape, divergence.dtype, divergence.device)
         prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()
-        site["log_prob"], site["log_prob_sum"] = zeros, zeros.sum()
+        site["log_prob"], site["log_prob_sum"] = zeros, zero
         site["score_parts"] = ScoreParts(zeros, score, 0.0)
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A term that has been moved elsewhere, and its sum; nobody writes into terms."""
+    zero = torch.zeros((), dtype=dtype, device=device)
+    return zero.expand(shape), zero

@@ -9,7 +9,7 @@ from typing import Any
 from pyro.distributions.distribution import COERCIONS
 from torch.distributions import Distribution, constraints
 
-from pyro_silent.random_tensor.program import random_tensors
+from pyro_silent.random_tensor.program import LEAVES, random_tensors
 from pyro_silent.random_tensor.shapes import compact
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -31,6 +31,8 @@ def without_validation() -> Iterator[None]:
 
 def _build(cls: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Make an ordinary instance whose parameters are random tensors; check the plain ones."""
+    if all(type(arg) in LEAVES for arg in args) and (not kwargs or not random_tensors(kwargs)):
+        return None  # told without a walk: most distributions are plain
     if not random_tensors((args, kwargs)):
         return None
     validate = kwargs.get("validate_args")

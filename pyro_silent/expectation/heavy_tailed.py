@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from pyro_silent.expectation.cauchy import log1p_square
 from pyro_silent.expectation.links import log_of
 from pyro_silent.expectation.method import note
-from pyro_silent.expectation.moments import mean, variance
+from pyro_silent.expectation.moments import covariance, mean, variance
 from pyro_silent.expectation.product import deviation as deviation_of
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import interval_of, within
@@ -74,30 +74,54 @@ def expected_log_spread(distribution: Any, value: Tensor, df: Tensor | float) ->
         root = math.sqrt(df) if isinstance(df, float) else df.sqrt()
         if not isinstance(scale, RandomTensor):
             return log1p_square(center / (scale * root), spread / (scale * root))
-        if independent(deviation, scale):
-            log_scale = log_of(scale)
-            if _is_gaussian(log_scale):
-                return _given_log_scale(center / root, spread / root, log_scale)
+        log_scale = log_of(scale)
+        if _is_gaussian(log_scale):
+            joint = (
+                None if independent(deviation, scale) else covariance(deviation, log_scale) / root
+            )
+            found = _given_log_scale(center / root, spread / root, log_scale, joint)
+            if found is not None:
+                return found
+        elif independent(deviation, scale):
             return mean(elementwise(_log1p_square_of_ratio, center / root, spread / root, scale))
     z = deviation / scale
     return mean((z.square() / df).log1p())
 
 
-def _given_log_scale(center: Tensor, spread: Tensor, log_scale: Tensor) -> Tensor:
+def _given_log_scale(
+    center: Tensor, spread: Tensor, log_scale: Tensor, joint: Tensor | None
+) -> Tensor | None:
     """E log(1 + z^2) by nodes for the Gaussian log scale, given which the rest is Gaussian.
+
+    ``joint`` is the covariance of the two, where they are not independent; a numerator that nearly is
+    a function of the scale takes too many nodes, and None is returned.
 
     In the log scale the poles are pi / 2 away whatever the rest is, which says how many nodes it takes.
     """
     average, width = mean(log_scale), deviation_of(variance(log_scale))
+    loading: Tensor | float = 0.0
+    widest: Tensor = width
+    if joint is not None:
+        known = width > 0
+        loading = torch.where(known, joint / torch.where(known, width, 1.0), 0.0)
+        # A full correlation is taken for one just below: gradients stay finite.
+        least = torch.finfo(spread.dtype).eps ** 0.75 * spread.square()
+        spread = deviation_of(torch.maximum(spread.square() - loading.square(), least))
+        # The numerator moves with the node: poles at +-i, smoothed by what is left of its spread.
+        factor = (3 * width - average).exp()
+        pace = loading.abs() * factor / (3.4 * spread * factor).clamp(min=1.0)
+        widest = torch.maximum(width, 0.5 * math.pi * pace)
     count = _MOST_NODES
-    if can_look(width) and width.numel():
-        count = min(6 + math.ceil((_DIGITS * float(width.detach().max())) ** 2), _MOST_NODES)
+    if can_look(widest) and widest.numel():
+        needed = 6 + (_DIGITS * float(widest.detach().max())) ** 2
+        if joint is not None and not needed <= _MOST_NODES:
+            return None
+        count = min(math.ceil(needed), _MOST_NODES)
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
-    inner = [
-        weight
-        * log1p_square(*(part * (-average - node * width).exp() for part in (center, spread)))
-        for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist())
-    ]
+    inner = []
+    for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist()):
+        factor = (-average - node * width).exp()
+        inner.append(weight * log1p_square((center + node * loading) * factor, spread * factor))
     note(f"quadrature({count})")
     return torch.stack(torch.broadcast_tensors(*inner)).sum(0)
 

@@ -46,11 +46,14 @@ def log_abs_det(fn: Distribution, values: Sequence[Tensor]) -> Tensor:
 
     ``log q(y) = log q_base(x) - log |det J|``, summed over event dims as torch does it.
     """
-    total: Any = 0.0
+    total: Any = None
     event_dim = len(fn.event_shape)
     pairs = zip(values, values[1:])
     for transform, (x, y) in reversed(list(zip(fn.transforms, pairs))):
         event_dim += transform.domain.event_dim - transform.codomain.event_dim
         log_det = transform.log_abs_det_jacobian(x, y)
-        total = total + sum_rightmost(log_det, event_dim - transform.domain.event_dim)
+        log_det = sum_rightmost(log_det, event_dim - transform.domain.event_dim)
+        total = log_det if total is None else total + log_det
+    if total is None:
+        total = 0.0  # no transforms
     return total
