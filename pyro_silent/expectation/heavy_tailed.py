@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.expectation.cauchy import log1p_square
+from pyro_silent.expectation.integral import deviation as deviation_of
 from pyro_silent.expectation.links import log_of
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.moments import covariance, mean, variance
-from pyro_silent.expectation.product import deviation as deviation_of
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import interval_of, within
 from pyro_silent.expectation.registry import closed_form, no_closed_form
