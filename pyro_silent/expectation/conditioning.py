@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_silent.random_tensor.pointwise import Function, Product, Sum, affine_tensor, collapsed
+from pyro_silent.random_tensor.algebra import affine_tensor, collapsed
+from pyro_silent.random_tensor.pointwise import Function, Product, Sum
 from pyro_silent.random_tensor.rounding import STEPS, snapped
 from pyro_silent.random_tensor.tensor import RandomTensor
 

@@ -14,14 +14,9 @@ from pyro_silent.expectation.gaussian_moments import source_keys
 from pyro_silent.expectation.product import expected_product, expected_sum
 from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
+from pyro_silent.random_tensor.algebra import collapsed, multiply
 from pyro_silent.random_tensor.covariance import covariance as covariance_of_forms
-from pyro_silent.random_tensor.pointwise import (
-    NotPointwise,
-    Product,
-    Sum,
-    collapsed,
-    multiply,
-)
+from pyro_silent.random_tensor.pointwise import NotPointwise, Product, Sum
 from pyro_silent.random_tensor.program import RULES, Call, latents_of, map_tensors, random_tensors
 from pyro_silent.random_tensor.readings import is_linear_call, read, read_all
 from pyro_silent.random_tensor.source import Source

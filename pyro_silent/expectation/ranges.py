@@ -19,7 +19,8 @@ from pyro_silent.expectation.coercion import constraints_of
 from pyro_silent.expectation.terms import original
 from pyro_silent.random_tensor import discrete
 from pyro_silent.random_tensor.affine import NoForm
-from pyro_silent.random_tensor.pointwise import NotPointwise, collapsed
+from pyro_silent.random_tensor.algebra import collapsed
+from pyro_silent.random_tensor.pointwise import NotPointwise
 from pyro_silent.random_tensor.readings import read
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.source import Source

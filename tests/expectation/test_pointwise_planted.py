@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_silent import mean, variance
-from pyro_silent.expectation import gaussian_moments, product, tilting
-from pyro_silent.random_tensor import pointwise
+from pyro_silent.expectation import gaussian_moments, integral, product, tilting
+from pyro_silent.random_tensor import algebra
 from tests.expectation.pointwise_rows import ROWS
 from tests.expectation.test_pointwise import Run
 
@@ -75,17 +75,17 @@ def functions_independent(patch: Patch) -> None:
 
 def square_of_a_sum_on_the_diagonal(patch: Patch) -> None:
     """(sum_k a_k)^2 = sum_k a_k^2: the cross terms are lost."""
-    original = pointwise._product
+    original = algebra._product
 
     def diagonal(p, q, num_dims):
         if not p.reduced or p.reduced != q.reduced:
             return original(p, q, num_dims)
-        bare = [pointwise.Product(x.coefficient, x.powers, x.exponent, x.functions) for x in (p, q)]
+        bare = [algebra.Product(x.coefficient, x.powers, x.exponent, x.functions) for x in (p, q)]
         result = original(*bare, num_dims)
         result.reduced = p.reduced
         return result
 
-    patch.setattr(pointwise, "_product", diagonal)
+    patch.setattr(algebra, "_product", diagonal)
 
 
 def summed_elements_independent(patch: Patch) -> None:
@@ -100,7 +100,8 @@ def pairings_of_distinct_factors_only(patch: Patch) -> None:
     def wrong(means, covariance):
         return original(means, lambda i, j: None if means[i] is means[j] else covariance(i, j))
 
-    patch.setattr(product, "product_moment", wrong)
+    for module in (product, integral):
+        patch.setattr(module, "product_moment", wrong)
 
 
 PLANTS: dict[str, tuple[Callable[[Patch], None], Callable[[Tensor], Tensor], list[str]]] = {

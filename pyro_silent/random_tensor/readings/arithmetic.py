@@ -7,15 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.pointwise import (
-    NotPointwise,
-    Product,
-    Sum,
-    collapsed,
-    multiply,
-    plus,
-    times_plain,
-)
+from pyro_silent.random_tensor.algebra import collapsed, multiply, plus, times_plain
+from pyro_silent.random_tensor.pointwise import NotPointwise, Product, Sum
 from pyro_silent.random_tensor.readings.exponentials import power
 from pyro_silent.random_tensor.readings.table import as_sum, function_of, reading
 from pyro_silent.random_tensor.rules.table import functions

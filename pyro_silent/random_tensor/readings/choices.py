@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.random_tensor.pointwise import NotPointwise, Product, Sum, collapsed, plus
+from pyro_silent.random_tensor.algebra import collapsed, plus
+from pyro_silent.random_tensor.pointwise import NotPointwise, Product, Sum
 from pyro_silent.random_tensor.readings.arithmetic import sigmoid_argument
 from pyro_silent.random_tensor.readings.table import as_sum, function_of, reading
 from pyro_silent.random_tensor.shapes import broadcast_shapes

@@ -11,18 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent.random_tensor.affine import Affine, NoForm
-from pyro_silent.random_tensor.pointwise import (
-    NotPointwise,
-    Product,
-    Sum,
-    affine_tensor,
-    atom,
-    collapsed,
-    constant,
-    multiply,
-    plus,
-    times_plain,
-)
+from pyro_silent.random_tensor.algebra import affine_tensor, collapsed, multiply, plus, times_plain
+from pyro_silent.random_tensor.pointwise import NotPointwise, Product, Sum, atom, constant
 from pyro_silent.random_tensor.program import RULES
 from pyro_silent.random_tensor.readings.table import (
     as_sum,

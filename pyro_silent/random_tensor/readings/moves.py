@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_silent.random_tensor.algebra import widened
 from pyro_silent.random_tensor.pointwise import (
     Cases,
     NotPointwise,
@@ -16,7 +17,6 @@ from pyro_silent.random_tensor.pointwise import (
     Sum,
     inserted,
     moved_sum,
-    widened,
 )
 from pyro_silent.random_tensor.readings.table import MOVES, READINGS, read, reads
 from pyro_silent.random_tensor.rules.indexing import normalized

@@ -7,16 +7,8 @@ from typing import Any
 
 import torch
 
-from pyro_silent.random_tensor.pointwise import (
-    NotPointwise,
-    Sum,
-    inserted,
-    moved_sum,
-    multiply,
-    plus,
-    summed,
-    times_plain,
-)
+from pyro_silent.random_tensor.algebra import multiply, plus, summed, times_plain
+from pyro_silent.random_tensor.pointwise import NotPointwise, Sum, inserted, moved_sum
 from pyro_silent.random_tensor.readings.table import read, reads
 from pyro_silent.random_tensor.rules.sums import normalized_dims
 

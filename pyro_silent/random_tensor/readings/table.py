@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.random_tensor.algebra import affine_tensor, collapsed
 from pyro_silent.random_tensor.pointwise import (
     Cases,
     Function,
     NotPointwise,
     Product,
     Sum,
-    affine_tensor,
     atom,
-    collapsed,
     constant,
     inserted,
     moved_sum,
