@@ -301,6 +301,22 @@ def _summed(
     return own - met - out
 
 
+def _variance_of_source(form: Affine) -> Tensor | None:
+    """The variance of a fresh latent of independent elements: known without any contraction."""
+    if len(form.terms) != 1:
+        return None
+    (term,) = form.terms
+    source = term.source
+    if term.coefficient is not None or source.factor is not None or source.shape != form.shape:
+        return None
+    if source.diagonal is None or source.diagonal.dtype is not form.offset.dtype:
+        return None
+    num_dims = len(source.shape)
+    if any(axis != k - num_dims for k, axis in enumerate(term.axes) if isinstance(axis, int)):
+        return None
+    return source.diagonal if all(isinstance(axis, int) for axis in term.axes) else None
+
+
 def covariance(
     a: Affine, b: Affine, weight: Tensor | None = None, sum_dims: Sequence[int] = ()
 ) -> Tensor:
@@ -310,6 +326,10 @@ def covariance(
     :param sum_dims: negative dims to be summed; they are dropped from the result.
     :raises NoForm: for complex forms, and where a live and a detached reading of one source meet.
     """
+    if a is b and weight is None and not sum_dims:
+        variance = _variance_of_source(a)
+        if variance is not None:
+            return variance
     shape = broadcast_shapes(a.shape, b.shape)
     num_dims = len(shape)
     if a.offset.is_complex() or b.offset.is_complex():
