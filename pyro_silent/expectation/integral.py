@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro_silent.expectation.part import Part
 from pyro_silent.expectation.quadrature import integrate
 from pyro_silent.expectation.settings import current_points
 from pyro_silent.random_tensor.pointwise import NotPointwise, Sum
+from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
 
@@ -50,6 +52,10 @@ _TOGETHER = frozenset(
      "divide", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__",
      "__neg__", "expand", "broadcast_to", "expand_as", "clone", "contiguous", "positive", "__pos__")
 )  # fmt: skip
+
+
+MAX_PAIRS = 2**17
+"""At how many places an integral over a grid of two scalars, of a thousand nodes and more, is taken."""
 
 
 def integral(part: Part, moments: Moments) -> Tensor:
@@ -156,6 +162,10 @@ def _by_nodes(part: Part, moments: Moments, groups: Sequence[list[RandomTensor]]
         places = [plane.place(atom, threshold) for atom, threshold in breaks]
         return integrate_pieces(at, places, num_dims)
     like = moments.mean(groups[0][0])
+    if len(groups) == 2:
+        size = math.prod(broadcast_shapes(*(atom.shape for group in groups for atom in group)))
+        if size > MAX_PAIRS:
+            raise NotPointwise(f"functions of two Gaussian scalars at more than {MAX_PAIRS} places")
     return integrate(at, len(groups), like, num_dims, current_points())
 
 

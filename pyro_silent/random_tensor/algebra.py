@@ -67,7 +67,8 @@ def multiply(a: Sum, b: Sum) -> Sum:
 
 MAX_DEGREE = 8
 MAX_REDUCED = 10**6
-"""How many factors one product may have, and how many elements it may sum."""
+MAX_ELEMENTS = 2**24
+"""How many factors one product may have, how many pairs it may sum, how large its coefficient may be."""
 
 
 def _product(p: Product, q: Product, num_dims: int) -> Product:
@@ -77,6 +78,9 @@ def _product(p: Product, q: Product, num_dims: int) -> Product:
         raise NotPointwise(f"a product of sums of more than {MAX_REDUCED} pairs")
     # p's reduced dims go to the left of q's
     p = padded(p, num_dims, len(q.reduced))
+    shapes = [c.shape for c in (p.coefficient, q.coefficient) if isinstance(c, Tensor)]
+    if p.reduced and q.reduced and math.prod(broadcast_shapes(*shapes, ())) > MAX_ELEMENTS:
+        raise NotPointwise(f"a product of sums of more than {MAX_ELEMENTS} elements")
     exponent = p.exponent
     if q.exponent is not None:
         exponent = q.exponent if exponent is None else exponent + q.exponent
