@@ -7,6 +7,7 @@ Gaussian scalars; discrete scalars inside functions are enumerated.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from pyro_silent.expectation.method import note
 from pyro_silent.expectation.part import Part
 from pyro_silent.expectation.tilting import Tilted
 from pyro_silent.random_tensor.affine import Affine, pad_terms
+from pyro_silent.random_tensor.contraction import summed_product
 from pyro_silent.random_tensor.pointwise import Product, Sum
-from pyro_silent.random_tensor.shapes import broadcast_shapes
 from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 
 
@@ -39,16 +40,20 @@ def expected_sum(form: Sum) -> Tensor:
 
 def expected_product(product: Product, num_dims: int) -> Tensor | float:
     """E of one product on y's ``num_dims`` dims, summed over its reduced dims."""
-    result: Any = product.coefficient
-    for part in _independent_parts(product):
-        value = _expected_part(part)
-        result = value if isinstance(result, (int, float)) and result == 1 else result * value
+    values = [_expected_part(part) for part in _independent_parts(product)]
+    coefficient = product.coefficient
     if product.reduced:
-        count = len(product.reduced)
-        if not isinstance(result, Tensor):
-            result = torch.as_tensor(result)
-        shape = broadcast_shapes(product.reduced + (1,) * num_dims, result.shape)
-        result = result.expand(shape).sum(list(range(count)))
+        factors = [factor for factor in (coefficient, *values) if isinstance(factor, Tensor)]
+        dtype = torch.get_default_dtype()
+        if factors:
+            dtype = functools.reduce(torch.promote_types, (factor.dtype for factor in factors))
+        if not isinstance(coefficient, Tensor) and (coefficient != 1 or not factors):
+            factors.append(torch.tensor(coefficient, dtype=dtype))
+        factors = [factor.to(dtype) for factor in factors]
+        return summed_product(factors, product.reduced, num_dims)
+    result: Any = coefficient
+    for value in values:
+        result = value if isinstance(result, (int, float)) and result == 1 else result * value
     return result
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,106 +27,8 @@ from pyro_silent.random_tensor.affine import (
     positions,
     same_position,
 )
+from pyro_silent.random_tensor.contraction import Operand, fold, labelled
 from pyro_silent.random_tensor.shapes import broadcast_shapes, expanded_to, pad_dims
-from pyro_silent.random_tensor.squares import weighted_squares
-
-_SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-class Operand(NamedTuple):
-    """A tensor whose dims are labelled; dims of size 1 that only broadcast have been dropped."""
-
-    tensor: Tensor
-    labels: tuple[int, ...]
-
-
-def _compact(tensor: Tensor, leading: Sequence[int], num_dims: int) -> Operand:
-    """Label ``[*leading, *y dims]`` and drop the y dims of size 1."""
-    labels = list(leading)
-    shape = list(tensor.shape[: len(labels)])
-    for dim in range(-num_dims, 0):
-        if tensor.size(dim) != 1:
-            labels.append(dim)
-            shape.append(tensor.size(dim))
-    return Operand(tensor if list(tensor.shape) == shape else tensor.reshape(shape), tuple(labels))
-
-
-def _fold(operands: Sequence[Operand], out: frozenset[int]) -> Operand:
-    """Multiply operands from left to right, summing a label as soon as nothing later needs it."""
-    result = operands[0]
-    first = 1
-    squares = _weighted_squares(operands, out)
-    if squares is not None:
-        result, first = squares, 3
-    for i, operand in enumerate(operands[first:], first):
-        needed = out.union(*(later.labels for later in operands[i + 1 :]))
-        result = _product(result, operand, needed)
-    if len(set(result.labels)) < len(result.labels) or not out.issuperset(result.labels):
-        result = _product(result, None, out)
-    return result
-
-
-def _weighted_squares(operands: Sequence[Operand], out: frozenset[int]) -> Operand | None:
-    """A coefficient times itself times a vector that is summed with it: no square is kept."""
-    if len(operands) < 3 or operands[0].tensor is not operands[1].tensor:
-        return None
-    (tensor, labels), vector = operands[0], operands[2]
-    if labels != operands[1].labels or len(set(labels)) < len(labels) or len(vector.labels) != 1:
-        return None
-    (over,) = vector.labels
-    needed = out.union(*(later.labels for later in operands[3:]))
-    if over not in labels or over in needed or 0 in tensor.shape:
-        return None
-    moved = tensor.movedim(labels.index(over), -1)
-    kept = tuple(label for label in labels if label != over)
-    return Operand(weighted_squares(moved, vector.tensor), kept)
-
-
-def _product(left: Operand, right: Operand | None, needed: frozenset[int]) -> Operand:
-    short = None if right is None else _elementwise(left, right, needed)
-    if short is None and right is not None:
-        short = _matrix_vector(left, right, needed) or _matrix_vector(right, left, needed)
-    if short is not None:
-        return short
-    operands = (left,) if right is None else (left, right)
-    labels = dict.fromkeys(label for op in operands for label in op.labels)
-    symbol = {label: _SYMBOLS[i] for i, label in enumerate(labels)}
-    kept = tuple(label for label in symbol if label in needed)
-    sizes = {label: n for op in operands for label, n in zip(op.labels, op.tensor.shape)}
-    if 0 in sizes.values():
-        return Operand(left.tensor.new_zeros([sizes[label] for label in kept]), kept)
-    inputs = ",".join("".join(symbol[label] for label in op.labels) for op in operands)
-    equation = inputs + "->" + "".join(symbol[label] for label in kept)
-    return Operand(torch.einsum(equation, *(op.tensor for op in operands)), kept)
-
-
-def _elementwise(left: Operand, right: Operand, needed: frozenset[int]) -> Operand | None:
-    """Equal labels: a product (or square) and a sum, cheaper than an einsum in both directions."""
-    if left.labels != right.labels or len(set(left.labels)) < len(left.labels):
-        return None
-    same = left.tensor is right.tensor
-    product = left.tensor.square() if same else left.tensor * right.tensor
-    dims = [i for i, label in enumerate(left.labels) if label not in needed]
-    kept = tuple(label for label in left.labels if label in needed)
-    return Operand(product.sum(dims) if dims else product, kept)
-
-
-def _matrix_vector(matrix: Operand, vector: Operand, needed: frozenset[int]) -> Operand | None:
-    """A matrix and a vector over one of its labels, by ``mm``.
-
-    Its gradient has the layout of the matrix, so adding it to that of a transposed weight is not strided.
-    """
-    if len(matrix.labels) != 2 or len(vector.labels) != 1 or matrix.labels[0] == matrix.labels[1]:
-        return None
-    over = vector.labels[0]
-    if over in needed or over not in matrix.labels:
-        return None
-    last = matrix.labels[1] == over
-    kept = matrix.labels[0 if last else 1]
-    if kept not in needed:
-        return None
-    tensor = matrix.tensor if last else matrix.tensor.t()
-    return Operand(torch.mm(tensor, vector.tensor.unsqueeze(-1)).squeeze(-1), (kept,))
 
 
 class _Side:
@@ -158,7 +59,7 @@ class _Side:
         if self.coefficient is None:
             return []
         leading = [self.labels[k] for k, axis in enumerate(self.axes) if axis is None]
-        return [_compact(self.coefficient, leading, self.num_dims)]
+        return [labelled(self.coefficient, leading, self.num_dims)]
 
 
 def _coefficients(left: _Side, right: _Side) -> list[Operand]:
@@ -189,7 +90,7 @@ def _match(
     if not same_position(a, b):
         num_dims = left.num_dims
         same = positions(left.term, k, num_dims) == positions(right.term, k, num_dims)
-        masks.append(_compact(same.to(dtype), (), num_dims))
+        masks.append(labelled(same.to(dtype), (), num_dims))
     return a
 
 
@@ -244,7 +145,7 @@ def _pair(
     if source.diagonal is not None:
         left, right, axes, rest = _matched(a, b, len(source.shape), num_dims, dtype, weight)
         diagonal = _moment(source.diagonal.to(dtype), axes, num_dims)
-        results.append(_fold([*_coefficients(left, right), *rest, diagonal], out))
+        results.append(fold([*_coefficients(left, right), *rest, diagonal], out))
     if source.factor is not None:
         results.append(_factor_pair(a, b, num_dims, dtype, weight, out))
     return results
@@ -276,19 +177,19 @@ def _factor_pair(
     inner = _size([*left.operands(), factors[0]], [block + 1])
     if outer <= inner or not first:
         # Coefficients first: sum_m w_m C_im C_jm is small, whatever the batch.
-        moments = _fold(factors, frozenset(factors[0].labels + factors[1].labels) - {rank_label})
-        result = _fold([*first, moments], out) if first else _fold([moments], out)
+        moments = fold(factors, frozenset(factors[0].labels + factors[1].labels) - {rank_label})
+        result = fold([*first, moments], out) if first else fold([moments], out)
     else:
         sides = (*left.operands(), *right.operands(), *factors)
         keep = frozenset(label for op in sides for label in op.labels)
         projected = [
-            _fold([*side.operands(), factor], keep - {label})
+            fold([*side.operands(), factor], keep - {label})
             for side, factor, label in (
                 (left, factors[0], block + 1),
                 (right, factors[1], block + 2),
             )
         ]
-        result = _fold([*projected, *rest], out)
+        result = fold([*projected, *rest], out)
     return result if source.sign > 0 else Operand(-result.tensor, result.labels)
 
 
@@ -339,7 +240,7 @@ def covariance(
     operand = None
     if weight is not None:
         weight = weight.to(dtype)
-        operand = _compact(pad_dims(weight, 0, num_dims - weight.dim()), (), num_dims)
+        operand = labelled(pad_dims(weight, 0, num_dims - weight.dim()), (), num_dims)
     terms = pad_terms(a, num_dims)
     others = terms if a is b else pad_terms(b, num_dims)
     total = None
@@ -404,5 +305,5 @@ def expectation(term: Term, moment: Tensor, shape: Sequence[int]) -> Tensor:
             side.labels[k] = axis = k + 1
         axes.append(axis)
     out = frozenset(range(-num_dims, 0))
-    result = _fold([*side.operands(), _moment(moment.to(dtype), axes, num_dims)], out)
+    result = fold([*side.operands(), _moment(moment.to(dtype), axes, num_dims)], out)
     return _spread(result, shape, (), (term, term), None).expand(tuple(shape))
