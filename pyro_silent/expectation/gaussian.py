@@ -16,7 +16,7 @@ from pyro_silent.expectation.moments import mean, variance
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
 from pyro_silent.expectation.terms import compacted, independent, shape_of, summed_over, total
 from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
-from pyro_silent.random_tensor.covariance import covariance
+from pyro_silent.random_tensor.covariance import covariance, variance_of_source
 from pyro_silent.random_tensor.rows import multiplied
 from pyro_silent.random_tensor.rules.structural import reshaped, unsqueezed
 from pyro_silent.random_tensor.rules.table import functions
@@ -80,6 +80,9 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
     Exact for any joint law of value and location: only two moments of their difference enter. Where the
     scale shares a latent with them the middle is E[y^2 s^-2].
     """
+    prior = _of_fresh_latent(distribution, value, num_summed)
+    if prior is not None:
+        return prior
     scale = compacted(distribution.scale)
     exponential = _exponential_moments(scale, value, distribution.loc)
     if exponential is not None:
@@ -97,6 +100,22 @@ def normal(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor
         constant_part = summed_over(log_scale + 0.5 * _LOG_2PI, shape, num_summed)
         return -0.5 * weighted_sum(squares, precision, shape, num_summed) - constant_part
     return _around_affine(distribution, value, num_summed, log_scale, precision)
+
+
+def _of_fresh_latent(distribution: Distribution, value: Tensor, num_summed: int) -> Tensor | None:
+    """A prior with plain parameters at a latent's own value: a short cut past contractions."""
+    loc, scale = distribution.loc, distribution.scale
+    if type(value) is not RandomTensor or value._form is None:
+        return None
+    if isinstance(loc, RandomTensor) or isinstance(scale, RandomTensor):
+        return None
+    form = affine_of(value)
+    variance = variance_of_source(form)
+    if variance is None:
+        return None
+    squares = (form.offset - loc).square() + variance
+    log_prob = -0.5 * squares / scale.square() - scale.log() - 0.5 * _LOG_2PI
+    return sum_rightmost(log_prob, num_summed)
 
 
 def _around_affine(

@@ -202,7 +202,7 @@ def _summed(
     return own - met - out
 
 
-def _variance_of_source(form: Affine) -> Tensor | None:
+def variance_of_source(form: Affine) -> Tensor | None:
     """The variance of a fresh latent of independent elements: known without any contraction."""
     if len(form.terms) != 1:
         return None
@@ -228,7 +228,7 @@ def covariance(
     :raises NoForm: for complex forms, and where a live and a detached reading of one source meet.
     """
     if a is b and weight is None and not sum_dims:
-        variance = _variance_of_source(a)
+        variance = variance_of_source(a)
         if variance is not None:
             return variance
     shape = broadcast_shapes(a.shape, b.shape)
