@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.pointwise import Sum
-from pyro_silent.random_tensor.program import Call, Lost, random_tensors
+from pyro_silent.random_tensor.program import Call, Lost, random_tensors, sources_of
 from pyro_silent.random_tensor.readings.table import READINGS, function_of, read_elementwise
 from pyro_silent.random_tensor.shapes import broadcast_shapes, compact, expanded_to
 from pyro_silent.random_tensor.tensor import RandomTensor, opaque
@@ -126,19 +126,7 @@ def pieces(joined: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
 
 def latent_keys(*tensors: Tensor) -> set[int]:
     """Which latents tensors are functions of, by identity."""
-    found: set[int] = set()
-    seen: set[int] = set()
-    stack = random_tensors(tensors)
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node._source is not None:
-            found.add(id(node._source.key))
-        if node._call is not None:
-            stack.extend(random_tensors((node._call.args, node._call.kwargs)))
-    return found
+    return {id(source.key) for source in sources_of(*random_tensors(tensors))}
 
 
 def independent(a: Tensor, b: Tensor | tuple[Tensor, ...]) -> bool:

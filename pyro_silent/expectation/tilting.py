@@ -7,7 +7,6 @@ For an affine b a Gaussian keeps its covariance and moves by ``Cov(a, b)``; a Be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -181,8 +180,3 @@ def read_at(term: Term, moment: Tensor, num_dims: int) -> Tensor:
         return moment.reshape((1,) * num_dims)
     found = moment[tuple(index)]
     return found.reshape((1,) * (num_contracted + num_dims - found.dim()) + found.shape)
-
-
-def tilted_moments(exponent: Affine, forms: Sequence[Affine], num_dims: int) -> Tilted:
-    """The tilted law; all forms are padded to ``num_dims`` dims."""
-    return Tilted(exponent, num_dims)

@@ -177,7 +177,6 @@ class Sum:
     """A pointwise form: a sum of products on one shape.
 
     :ivar shape: y's shape; products may be smaller and broadcast.
-    :ivar dtype: of a single product's function that returns bools or integers, for casts.
     """
 
     __slots__ = ("products", "shape")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -147,21 +147,24 @@ def _collect(value: Any, found: list[RandomTensor]) -> None:
             _collect(item, found)
 
 
-def latents_of(tensor: RandomTensor) -> tuple[str, ...]:
-    """Names of the latents a random tensor depends on, in the order they were met."""
-    names: dict[str, None] = {}
+def sources_of(*tensors: RandomTensor) -> Iterator[Source]:
+    """The latents that random tensors are functions of, in the order their programs meet them."""
     seen: set[int] = set()
-    stack = [tensor]
+    stack = list(tensors)
     while stack:
         node = stack.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
         if node._source is not None:
-            names[node._source.name] = None
+            yield node._source
         if node._call is not None:
             stack.extend(random_tensors((node._call.args, node._call.kwargs)))
-    return tuple(names)
+
+
+def latents_of(tensor: RandomTensor) -> tuple[str, ...]:
+    """Names of the latents a random tensor depends on, in the order they were met."""
+    return tuple(dict.fromkeys(source.name for source in sources_of(tensor)))
 
 
 def operation_name(function: Callable) -> str:
