@@ -30,13 +30,13 @@ class RandomTensor(Node):
     """A ``torch.Tensor`` that stands for the *law* of a tensor and holds no values.
 
     It has shape, dtype and device. Linear and structural torch functions keep the affine form
-    ``y = offset + sum_s C_s (z_s - E z_s)`` exact; any other function leaves a tensor whose law is known
-    only as a program, which can be sampled but has no :func:`mean`. What would turn it into numbers
-    (``bool``, ``float``, ``numpy``, in-place writes, ``out=``) raises :class:`LeakError`.
+    ``y = offset + sum_s C_s (z_s - E z_s)`` at once; any other function leaves a tensor that is known by
+    its program, which is read when an expectation is asked of it: :func:`mean` says what it can find, and
+    refuses the rest. What would turn the tensor into numbers (``bool``, ``float``, ``numpy``, in-place
+    writes, ``out=``) raises :class:`LeakError`.
 
     Cost: one rule takes 8 to 17 us beside the torch function (``examples/benchmarks/rule_overhead.py``);
-    coefficients have size 1 along
-    every dim they do not depend on.
+    coefficients have size 1 along every dim they do not depend on.
 
     Made by :func:`random_tensor` and by the losses, not by its constructor.
     """
