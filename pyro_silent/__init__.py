@@ -10,6 +10,7 @@ from pyro_silent.errors import (
     QuadratureWarning,
     SampledSiteWarning,
 )
+from pyro_silent.estimators import Estimator, StraightThrough
 from pyro_silent.expectation import (
     covariance,
     expected_log_prob,
@@ -22,6 +23,7 @@ from pyro_silent.random_tensor import RandomTensor, random_tensor
 
 __all__ = [
     "ConfigurationError",
+    "Estimator",
     "Explanation",
     "IntractableError",
     "LeakError",
@@ -30,6 +32,7 @@ __all__ = [
     "RandomTensor",
     "SampledSiteWarning",
     "SilentELBO",
+    "StraightThrough",
     "audit",
     "covariance",
     "explain",

@@ -1,0 +1,267 @@
+"""Estimator: what every gradient estimator of a discrete variable has in common."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import Distribution
+
+from pyro_silent.errors import ConfigurationError, PyroSilentError
+
+Temperature = float | Callable[[int], float]
+
+
+class Draw(NamedTuple):
+    """One draw and the law it came from, in the dtype the gradient is computed in.
+
+    :ivar log_probs: one-hot: normalised log probabilities, shape ``[*, n]``; Bernoulli: the logits.
+    :ivar hard: the value that was returned, same shape.
+    :ivar perturbed: ``log_probs`` plus the noise that decided (Gumbel or logistic), where it is kept.
+    """
+
+    log_probs: Tensor
+    hard: Tensor
+    perturbed: Tensor | None
+
+
+class Estimator(ABC):
+    r"""A sample of a discrete variable whose backward pass is a surrogate gradient.
+
+    For logits :math:`\theta`, a sample :math:`D \sim \mathrm{softmax}(\theta)` is drawn and handed on; given
+    :math:`v = \partial f / \partial D`, the backward pass returns :math:`J v` with a matrix :math:`J` that may
+    depend on :math:`\theta` and :math:`D`. The estimators differ in :math:`J` alone, so with one seed all
+    of them return the same sample. What they estimate is the gradient of :math:`E[f(D)]`; most are
+    biased, each says how.
+
+    A subclass supplies the two products :math:`J v`, :meth:`_one_hot_gradient` and
+    :meth:`_bernoulli_gradient`; these two laws hold for each:
+
+    * ``bernoulli(logits)`` is the first entry of ``one_hot`` at the logits ``(logit, 0)``, in value
+      and in gradient;
+    * the products are given a gradient that is 0 at masked categories (logit ``-inf``), and return 0
+      there; a category whose weight has underflowed to 0 is not counted (:func:`weigh`).
+
+    An argument of the constructor is kept in the attribute of its name. Estimators have no state:
+    the step of a schedule is passed in.
+
+    :param temperature: a number > 0, or a callable from the step to one, such as a schedule.
+    :raises ConfigurationError: for an argument that makes no sense, for logits that are NaN, ``+inf`` or
+        all ``-inf`` (while torch.distributions validates arguments), and for a schedule's bad result.
+    """
+
+    _keeps_noise: ClassVar[bool] = False
+    _expected_temperature: ClassVar[str] = "a finite number > 0"
+
+    def __init__(self, temperature: Temperature = 1.0) -> None:
+        if not callable(temperature):
+            self._check_temperature(temperature, "")
+        self.temperature = temperature
+
+    # -- for everyone ------------------------------------------------------------------------------
+
+    def one_hot(self, logits: Tensor, *, step: int = 0) -> Tensor:
+        """A one-hot sample along the last dim, which carries the surrogate gradient to ``logits``.
+
+        :param Tensor logits: shape ``[*, n]``, floating; need not be normalised; ``-inf`` masks a category.
+        :param int step: what a temperature schedule is called with.
+        :return: shape and dtype of ``logits``.
+        """
+        temperature = self.temperature_at(step)
+        _check_logits(logits)
+        if logits.dim() == 0 or logits.shape[-1] == 0:
+            raise ConfigurationError(
+                f"logits: got shape {tuple(logits.shape)}, expected at least one category along the last "
+                "dim; for a single 0/1 variable write bernoulli(logits)."
+            )
+        _check_values(logits, one_hot=True)
+        return _sample(
+            logits, _log_softmax, self._draw_one_hot, self._one_hot_gradient, temperature
+        )
+
+    def bernoulli(self, logits: Tensor, *, step: int = 0) -> Tensor:
+        """A 0/1 sample of every element, which carries the surrogate gradient to ``logits``.
+
+        :param Tensor logits: log odds of 1, any shape, floating; ``-inf`` means always 0.
+        :param int step: what a temperature schedule is called with.
+        :return: shape and dtype of ``logits``.
+        """
+        temperature = self.temperature_at(step)
+        _check_logits(logits)
+        _check_values(logits, one_hot=False)
+        return _sample(
+            logits, _unchanged, self._draw_bernoulli, self._bernoulli_gradient, temperature
+        )
+
+    def temperature_at(self, step: int) -> float:
+        """The temperature in use at ``step``."""
+        if not callable(self.temperature):
+            return float(self.temperature)
+        value = self.temperature(step)
+        self._check_temperature(value, f" from {self.temperature!r} at step {step}")
+        return float(value)
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+    # -- for subclasses ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _one_hot_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
+        """The surrogate Jacobian times ``gradient``, both of shape ``[*, n]``."""
+
+    @abstractmethod
+    def _bernoulli_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
+        """The surrogate derivative in the log odds times ``gradient``, elementwise."""
+
+    def _draw_one_hot(self, log_probs: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """A value and the perturbed log probabilities that decided it (Gumbel-max)."""
+        perturbed = log_probs - exponential_like(log_probs).log_()
+        index = perturbed.argmax(-1, keepdim=True)
+        return torch.zeros_like(perturbed).scatter_(-1, index, 1.0), perturbed
+
+    def _draw_bernoulli(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """A value and the perturbed logits that decided it."""
+        uniform = torch.rand_like(logits).clamp_min_(torch.finfo(logits.dtype).tiny)
+        perturbed = logits + (torch.log1p(-uniform) - uniform.log())
+        return (perturbed > 0).to(logits.dtype), perturbed
+
+    def _check_temperature(self, value: Any, origin: str) -> None:
+        if isinstance(value, Real) and not isinstance(value, bool) and self._admits(float(value)):
+            return
+        raise ConfigurationError(
+            f"temperature: got {value!r}{origin}, expected {self._expected_temperature}"
+            f"{'' if origin else ', or a callable from the step to one'}."
+        )
+
+    def _admits(self, temperature: float) -> bool:
+        return 0 < temperature < math.inf
+
+
+# -- parts that estimators share -------------------------------------------------------------------
+
+
+def exponential_like(tensor: Tensor) -> Tensor:
+    """Exponential noise that is never 0, so that its logarithm is finite."""
+    noise = torch.empty_like(tensor, memory_format=torch.contiguous_format).exponential_()
+    return noise.clamp_min_(torch.finfo(tensor.dtype).tiny)
+
+
+def weigh(weights: Tensor, gradient: Tensor) -> Tensor:
+    """``weights * gradient``, where weight 0 wins over a gradient that is infinite or NaN."""
+    return torch.where(weights == 0, 0.0, weights * gradient)
+
+
+def softmax_product(weights: Tensor, gradient: Tensor) -> Tensor:
+    """(diag(s) - s s') v along the last dim, for s = ``weights`` and v = ``gradient``."""
+    weighted = weigh(weights, gradient)
+    return weighted - weights * weighted.sum(-1, keepdim=True)
+
+
+# -- the one autograd function ---------------------------------------------------------------------
+
+
+def _sample(
+    logits: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    draw: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+    product: Callable[[Draw, Tensor, float], Tensor],
+    temperature: float,
+) -> Tensor:
+    if torch.is_grad_enabled() and logits.requires_grad:
+        sample: Tensor = _Surrogate.apply(logits, normalise, draw, product, temperature)
+        return sample
+    return draw(normalise(_work(logits)), temperature)[0].to(logits.dtype)
+
+
+class _Surrogate(torch.autograd.Function):
+    """Forward: a draw; backward: the estimator's product. Only logits, sample and noise are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, normalise: Any, draw: Any, product: Any, temperature: float
+    ) -> Tensor:
+        value, perturbed = draw(normalise(_work(logits)), temperature)
+        value = value.to(logits.dtype)
+        keeps_noise = product.__self__._keeps_noise
+        ctx.save_for_backward(logits, value, perturbed if keeps_noise else None)
+        ctx.normalise, ctx.product, ctx.temperature = normalise, product, temperature
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, value, perturbed = ctx.saved_tensors
+        with torch.no_grad():
+            log_probs = ctx.normalise(_work(logits))
+            draw = Draw(log_probs, value.to(log_probs.dtype), perturbed)
+            # a masked category never occurs, so that what f would be there says nothing
+            counted = torch.where(log_probs == -math.inf, 0.0, gradient.to(log_probs.dtype))
+            result = ctx.product(draw, counted, ctx.temperature).to(logits.dtype)
+        if torch.is_grad_enabled():
+            result = _FirstOrder.apply(result, logits, gradient)
+        return result, None, None, None, None
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity on a surrogate gradient, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *dependencies: Tensor) -> Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise PyroSilentError(
+            "The gradient of a discrete sample was differentiated once more. It is an estimate of a first "
+            "derivative and its own derivative estimates nothing: detach it, or keep discrete samples "
+            "out of what needs second derivatives."
+        )
+
+
+def _work(logits: Tensor) -> Tensor:
+    """The logits in the dtype that is computed in."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1)
+
+
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise ConfigurationError(
+            f"logits: got {type(logits).__name__}, expected a floating-point tensor; write torch.tensor(...)."
+        )
+    if not logits.is_floating_point():
+        raise ConfigurationError(
+            f"logits: got dtype {logits.dtype}, expected a floating-point tensor; write logits.float()."
+        )
+
+
+def _check_values(logits: Tensor, *, one_hot: bool) -> None:
+    """Refuse logits that are the logits of no law; costs a device synchronisation."""
+    if not Distribution._validate_args or logits.is_meta or isinstance(logits, FakeTensor):
+        return
+    values = logits.detach()
+    if not (values < math.inf).all():
+        raise ConfigurationError(
+            "logits: got NaN or +inf, expected finite values or -inf (a masked category); look upstream for "
+            "where they come from."
+        )
+    if one_hot and not (values > -math.inf).any(-1).all():
+        raise ConfigurationError(
+            "logits: got a row whose categories are all masked (-inf), expected at least one category "
+            "that can occur."
+        )
