@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_silent.elbo.enumeration import is_enumerated
-from pyro_silent.elbo.treatment import innermost, negative_entropy
+from pyro_silent.elbo.score_function import score_function
+from pyro_silent.elbo.treatment import Treated, innermost, negative_entropy
 from pyro_silent.errors import IntractableError
 from pyro_silent.expectation.registry import expected_log_prob
 from pyro_silent.random_tensor.latent import random_tensor
@@ -132,7 +133,9 @@ def _closed_form(q: Any, p: Any) -> Tensor:
     return negative_entropy(q) - expected_log_prob(p, random_tensor(q))
 
 
-def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
+def use_closed_divergences(
+    model_trace: Trace, guide_trace: Trace, treated: dict[str, Treated]
+) -> None:
     """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
 
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
@@ -155,9 +158,7 @@ def use_closed_divergences(model_trace: Trace, guide_trace: Trace) -> None:
         divergence = _divergence(site, prior)
         if divergence is None:
             continue
-        score: Any = 0.0
-        if not isinstance(site["value"], RandomTensor):
-            score = site["fn"].score_parts(site["value"]).score_function
+        score = score_function(site, treated)
         log_ratio = scale_and_mask(-divergence, site["scale"], None)
         zeros, zero = _zeros(divergence.shape, divergence.dtype, divergence.device)
         prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()

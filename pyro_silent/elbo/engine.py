@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
 from pyro_silent.elbo.finite import check_finite
 from pyro_silent.elbo.run import run
+from pyro_silent.elbo.score_function import score_function, scores_of
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
 from pyro_silent.errors import (
     ConfigurationError,
@@ -33,7 +35,6 @@ from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import expectation_of
 from pyro_silent.random_tensor.draw import Draw
-from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -89,6 +90,7 @@ class TreatmentELBO(ELBO):
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles, **kwargs)
         self._enumerates = False
+        self.num_steps = 0
 
     @abstractmethod
     def treat(self, msg: dict) -> Treated | None:
@@ -97,6 +99,10 @@ class TreatmentELBO(ELBO):
     @abstractmethod
     def on_intractable(self, site: dict, error: IntractableError) -> None:
         """Raise, or return to have the site's term estimated from the shared draw."""
+
+    def sampler(self, name: str, fn: Distribution) -> Tensor | None:
+        """The shared draw of a latent; None for the distribution's own, scored if it must be."""
+        return None
 
     # Traces
 
@@ -109,13 +115,13 @@ class TreatmentELBO(ELBO):
         particle = Particle(
             model_trace=prune_subsample_sites(model_trace),
             guide_trace=guide_trace,
-            draw=Draw(),
+            draw=Draw(self.sampler),
             sampled=[],
             treated=treated,
             records={},
             enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
-        use_closed_divergences(particle.model_trace, particle.guide_trace)
+        use_closed_divergences(particle.model_trace, particle.guide_trace, treated)
         self._score_guide(particle)
         self._score_model(particle)
         _weigh(particle)
@@ -151,7 +157,8 @@ class TreatmentELBO(ELBO):
         for name, site in particle.guide_trace.nodes.items():
             if site["type"] == "sample" and not _needs_no_score("guide", name, site, particle):
                 self._score("guide", site, particle)
-                site["score_parts"] = ScoreParts(site["log_prob"], 0.0, site["log_prob"])
+                score = score_function(site, particle.treated)
+                site["score_parts"] = ScoreParts(site["log_prob"], score, site["log_prob"])
         particle.guide_trace.compute_score_parts()
 
     def _score(self, kind: str, site: dict, particle: Particle) -> None:
@@ -175,69 +182,89 @@ class TreatmentELBO(ELBO):
 
     # Losses
 
-    def _terms(self, particle: Particle) -> tuple[Tensor | float, Tensor | float]:
-        """The particle's -ELBO, and a surrogate whose gradient estimates its gradient."""
-        model_trace, guide_trace, frames = particle[0], particle[1], particle.enumeration.frames
+    @property
+    def num_evaluations(self) -> int:
+        """How many runs of the programs one loss is the mean of."""
+        return self.num_particles
+
+    def _groups(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> Iterator[list[Particle]]:
+        """Runs whose learning signals may serve as each other's baselines; here each is alone."""
+        for particle in self._get_traces(model, guide, args, kwargs):
+            yield [particle]
+
+    def _score_terms(self, group: list[Particle]) -> Tensor | float:
+        """A surrogate whose gradient is the score-function part of the ELBO's, summed over a group."""
+        total: Any = 0.0
+        for particle in group:
+            for score in scores_of(particle):
+                total = total + (score.signal * score.log_prob).sum()
+        return total
+
+    def _terms(self, group: list[Particle]) -> tuple[Tensor | float, Tensor | float]:
+        """The -ELBO summed over a group, and a surrogate whose gradient estimates its gradient."""
         elbo: Any = 0.0
-        for site in model_trace.nodes.values():
-            if site["type"] == "sample":
-                elbo = elbo + site["log_prob_sum"]
+        for particle in group:
+            for site in particle.model_trace.nodes.values():
+                if site["type"] == "sample":
+                    elbo = elbo + site["log_prob_sum"]
         surrogate = elbo
-        log_r = None
-        for site in guide_trace.nodes.values():
-            if site["type"] != "sample":
-                continue
-            elbo = elbo - site["log_prob_sum"]
-            log_prob, score_function, entropy = site["score_parts"]
-            if not is_identically_zero(entropy):
-                surrogate = surrogate - entropy.sum()
-            if not is_identically_zero(score_function):
-                if log_r is None:
-                    log_r = _log_ratio(particle)
-                weight = log_r.sum_to(frames(site))
-                surrogate = surrogate + (weight * score_function).sum()
-        for name, fn, value in particle.draw.scored:
-            # Only terms evaluated at the draw depend on it: the exact ones would add noise alone.
-            site = guide_trace.nodes[name]
-            weight = MultiFrameTensor(*particle.sampled).sum_to(frames(site))
-            log_q = fn.log_prob(value)
-            log_q = sum_rightmost(log_q, log_q.dim() - len(site["fn"].batch_shape))
-            surrogate = surrogate + (weight * log_q).sum()
-        return -elbo, -surrogate
+        for particle in group:
+            for site in particle.guide_trace.nodes.values():
+                if site["type"] != "sample":
+                    continue
+                elbo = elbo - site["log_prob_sum"]
+                entropy = site["score_parts"].entropy_term
+                if not is_identically_zero(entropy):
+                    surrogate = surrogate - entropy.sum()
+        return -elbo, -(surrogate + self._score_terms(group))
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss, -ELBO, as a float."""
         total = 0.0
-        for particle in self._get_traces(model, guide, args, kwargs):
-            total += torch_item(self._terms(particle)[0]) / self.num_particles
+        for group in self._groups(model, guide, args, kwargs):
+            total += torch_item(self._terms(group)[0]) / self.num_evaluations
         warn_if_nan(total, "loss")
         return total
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor whose gradient is the estimator's."""
         total: Any = 0.0
-        for particle in self._get_traces(model, guide, args, kwargs):
-            loss, surrogate = self._terms(particle)
+        for group in self._groups(model, guide, args, kwargs):
+            loss, surrogate = self._terms(group)
             if isinstance(surrogate, Tensor) and loss is not surrogate:
                 detached = loss.detach() if isinstance(loss, Tensor) else loss
                 loss = detached + (surrogate - surrogate.detach())
-            total = total + loss / self.num_particles
+            total = total + loss / self.num_evaluations
         warn_if_nan(total, "loss")
         return total
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a float; gradients are added to the parameters'."""
+        """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
         total = 0.0
-        for particle in self._get_traces(model, guide, args, kwargs):
-            loss, surrogate = self._terms(particle)
-            total += torch_item(loss) / self.num_particles
+        for group in self._groups(model, guide, args, kwargs):
+            loss, surrogate = self._terms(group)
+            total += torch_item(loss) / self.num_evaluations
             trainable = any(
-                site["type"] == "param" for trace in particle[:2] for site in trace.nodes.values()
+                site["type"] == "param"
+                for particle in group
+                for trace in particle[:2]
+                for site in trace.nodes.values()
             )
             if trainable and getattr(surrogate, "requires_grad", False):
-                (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
+                (surrogate / self.num_evaluations).backward(retain_graph=self.retain_graph)
         warn_if_nan(total, "loss")
+        self.num_steps += 1
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: how many steps were taken."""
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.num_steps = int(state["num_steps"])
 
 
 def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> bool:
@@ -245,10 +272,16 @@ def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> boo
     if "log_prob" in site:
         particle.records[kind, name] = Record(["divergence"])
         return True
-    if is_random(site):
+    treated = particle.treated.get(name)
+    if is_random(site) or (treated is not None and _scored_as_treated(kind, treated)):
         return False
     particle.records[kind, name] = Record(["plain"])
     return True
+
+
+def _scored_as_treated(kind: str, treated: Treated) -> bool:
+    """Whether a term needs more than its law's own log_prob of the value."""
+    return treated.log_density is not None if kind == "guide" else treated.method == "relaxed"
 
 
 def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:
@@ -292,20 +325,6 @@ def _weigh(particle: Particle) -> None:
 def _signed(particle: Particle) -> tuple[tuple[str, Trace, int], ...]:
     """Both traces with the signs of their terms in the ELBO."""
     return ("model", particle.model_trace, 1), ("guide", particle.guide_trace, -1)
-
-
-def _log_ratio(particle: Particle) -> MultiFrameTensor:
-    """log p - log q by plate: what a sampled site's score is weighted with.
-
-    Unlike Pyro's own it has auxiliary guide sites too, whose entropy may depend on the sample.
-    """
-    ratio = MultiFrameTensor()
-    for _, trace, sign in _signed(particle):
-        for site in trace.nodes.values():
-            if site["type"] == "sample":
-                frames = particle.enumeration.frames(site)
-                ratio.add((frames, sign * site["log_prob"].detach()))
-    return ratio
 
 
 def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:

@@ -30,7 +30,9 @@ class Treated(NamedTuple):
     """A guide site with the value chosen for it.
 
     :ivar method: "analytic" (a random tensor with its law), "conditional" (a random tensor that is known
-        only given the values of others), "point" (a Delta) or "sampled" (a plain sample).
+        only given the values of others), "point" (a Delta), "straight-through" (a hard sample that
+        carries a surrogate gradient), "relaxed" (a soft one), "score function" (a plain sample) or
+        "antithetic" (one of a pair).
     :ivar log_density: makes a tensor of the site's batch shape whose mean is E[log q], where that is
         known without scoring the value; it is random where a Jacobian is.
     """

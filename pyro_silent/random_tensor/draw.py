@@ -15,6 +15,9 @@ from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
 
+Sampler = Callable[[str, Distribution], "Tensor | None"]
+
+
 def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
     """A distribution (or transform, or nest of them) with its random parameters replaced.
 
@@ -46,13 +49,15 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
 class Draw:
     """One value for every latent, drawn when it is first needed and shared ever after.
 
-    Continuous latents are reparameterized. Where that is impossible the draw is recorded in
-    :attr:`scored`, for a score-function term.
+    A latent is drawn by ``sampler(site name, distribution)``; where that gives None it is
+    reparameterized, and where this is impossible the draw is recorded in :attr:`scored`, for a
+    score-function term.
 
     :ivar scored: ``(site name, distribution, value)`` of each draw that carries no gradient.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler | None = None) -> None:
+        self._sampler = sampler
         self._values: dict[int, Any] = {}
         self._kept: list[Any] = []
         self._sources: dict[int, Tensor] = {}
@@ -114,6 +119,9 @@ class Draw:
         return self._sources[key]
 
     def _sample(self, name: str, fn: Distribution) -> Tensor:
+        chosen = None if self._sampler is None else self._sampler(name, fn)
+        if chosen is not None:
+            return chosen
         if fn.has_rsample:
             return fn.rsample()
         value = fn.sample()
