@@ -10,7 +10,15 @@ from pyro_silent.errors import (
     QuadratureWarning,
     SampledSiteWarning,
 )
-from pyro_silent.estimators import Estimator, StraightThrough
+from pyro_silent.estimators import (
+    ZGR,
+    Estimator,
+    GappedStraightThrough,
+    GumbelSoftmax,
+    ReinMax,
+    StraightThrough,
+    StraightThroughGumbelSoftmax,
+)
 from pyro_silent.expectation import (
     covariance,
     expected_log_prob,
@@ -20,23 +28,33 @@ from pyro_silent.expectation import (
     variance,
 )
 from pyro_silent.random_tensor import RandomTensor, random_tensor
+from pyro_silent.schedules import Constant, Cosine, Exponential, Linear
 
 __all__ = [
     "ConfigurationError",
+    "Constant",
+    "Cosine",
     "Estimator",
     "Explanation",
+    "Exponential",
+    "GappedStraightThrough",
+    "GumbelSoftmax",
     "IntractableError",
     "LeakError",
+    "Linear",
     "PyroSilentError",
     "QuadratureWarning",
     "RandomTensor",
+    "ReinMax",
     "SampledSiteWarning",
     "SilentELBO",
     "StraightThrough",
+    "StraightThroughGumbelSoftmax",
+    "ZGR",
     "audit",
     "covariance",
-    "explain",
     "expected_log_prob",
+    "explain",
     "mean",
     "random_parameters",
     "random_tensor",

@@ -1,6 +1,19 @@
 """Gradient estimators of discrete variables: hard samples with a surrogate backward pass."""
 
 from pyro_silent.estimators.estimator import Estimator
+from pyro_silent.estimators.gapped_straight_through import GappedStraightThrough
+from pyro_silent.estimators.gumbel_softmax import GumbelSoftmax
+from pyro_silent.estimators.reinmax import ReinMax
 from pyro_silent.estimators.straight_through import StraightThrough
+from pyro_silent.estimators.straight_through_gumbel_softmax import StraightThroughGumbelSoftmax
+from pyro_silent.estimators.zgr import ZGR
 
-__all__ = ["Estimator", "StraightThrough"]
+__all__ = [
+    "Estimator",
+    "GappedStraightThrough",
+    "GumbelSoftmax",
+    "ReinMax",
+    "StraightThrough",
+    "StraightThroughGumbelSoftmax",
+    "ZGR",
+]

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError, PyroSilentError
 
-Temperature = float | Callable[[int], float]
+Temperature: TypeAlias = float | Callable[[int], float]
 
 
 class Draw(NamedTuple):
@@ -31,15 +31,22 @@ class Draw(NamedTuple):
     hard: Tensor
     perturbed: Tensor | None
 
+    @property
+    def noisy(self) -> Tensor:
+        """``perturbed``, for a class that keeps it."""
+        if self.perturbed is None:
+            raise PyroSilentError("an estimator that reads the noise sets _keeps_noise = True.")
+        return self.perturbed
+
 
 class Estimator(ABC):
     r"""A sample of a discrete variable whose backward pass is a surrogate gradient.
 
-    For logits :math:`\theta`, a sample :math:`D \sim \mathrm{softmax}(\theta)` is drawn and handed on; given
-    :math:`v = \partial f / \partial D`, the backward pass returns :math:`J v` with a matrix :math:`J` that may
-    depend on :math:`\theta` and :math:`D`. The estimators differ in :math:`J` alone, so with one seed all
-    of them return the same sample. What they estimate is the gradient of :math:`E[f(D)]`; most are
-    biased, each says how.
+    For logits :math:`\theta`, a sample :math:`D \sim \mathrm{softmax}(\theta)` is drawn and handed on;
+    given :math:`v = \partial f / \partial D`, the backward pass returns :math:`J v` with a matrix
+    :math:`J` that may depend on :math:`\theta`, :math:`D` and the noise that decided. The estimators
+    differ in :math:`J` alone, so with one seed all of them return the same hard sample. What they
+    estimate is the gradient of :math:`E[f(D)]`; most are biased, each says how.
 
     A subclass supplies the two products :math:`J v`, :meth:`_one_hot_gradient` and
     :meth:`_bernoulli_gradient`; these two laws hold for each:
@@ -70,7 +77,8 @@ class Estimator(ABC):
     def one_hot(self, logits: Tensor, *, step: int = 0) -> Tensor:
         """A one-hot sample along the last dim, which carries the surrogate gradient to ``logits``.
 
-        :param Tensor logits: shape ``[*, n]``, floating; need not be normalised; ``-inf`` masks a category.
+        :param Tensor logits: shape ``[*, n]``, floating, not necessarily normalised; ``-inf`` masks a
+            category.
         :param int step: what a temperature schedule is called with.
         :return: shape and dtype of ``logits``.
         """
@@ -160,10 +168,21 @@ def weigh(weights: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(weights == 0, 0.0, weights * gradient)
 
 
-def softmax_product(weights: Tensor, gradient: Tensor) -> Tensor:
+def covariance_product(weights: Tensor, gradient: Tensor) -> Tensor:
     """(diag(s) - s s') v along the last dim, for s = ``weights`` and v = ``gradient``."""
     weighted = weigh(weights, gradient)
     return weighted - weights * weighted.sum(-1, keepdim=True)
+
+
+def softmax_product(scores: Tensor, gradient: Tensor, temperature: float) -> Tensor:
+    """The Jacobian of softmax(x / temperature) at x = ``scores``, times ``gradient``."""
+    return covariance_product(torch.softmax(scores / temperature, -1), gradient) / temperature
+
+
+def sigmoid_product(scores: Tensor, gradient: Tensor, temperature: float) -> Tensor:
+    """The derivative of sigmoid(x / temperature) at x = ``scores``, times ``gradient``."""
+    scaled = scores / temperature
+    return weigh(torch.sigmoid(scaled) * torch.sigmoid(-scaled), gradient) / temperature
 
 
 # -- the one autograd function ---------------------------------------------------------------------
@@ -220,9 +239,9 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> None:
         raise PyroSilentError(
-            "The gradient of a discrete sample was differentiated once more. It is an estimate of a first "
-            "derivative and its own derivative estimates nothing: detach it, or keep discrete samples "
-            "out of what needs second derivatives."
+            "The surrogate gradient of a sample was differentiated once more. It estimates a first "
+            "derivative, and its own derivative estimates nothing: detach it, or keep such samples out "
+            "of what needs second derivatives."
         )
 
 
@@ -242,11 +261,13 @@ def _unchanged(logits: Tensor) -> Tensor:
 def _check_logits(logits: Tensor) -> None:
     if not isinstance(logits, Tensor):
         raise ConfigurationError(
-            f"logits: got {type(logits).__name__}, expected a floating-point tensor; write torch.tensor(...)."
+            f"logits: got {type(logits).__name__}, expected a floating-point tensor; write "
+            "torch.tensor(...)."
         )
     if not logits.is_floating_point():
         raise ConfigurationError(
-            f"logits: got dtype {logits.dtype}, expected a floating-point tensor; write logits.float()."
+            f"logits: got dtype {logits.dtype}, expected a floating-point tensor; write "
+            "logits.float()."
         )
 
 
@@ -257,8 +278,8 @@ def _check_values(logits: Tensor, *, one_hot: bool) -> None:
     values = logits.detach()
     if not (values < math.inf).all():
         raise ConfigurationError(
-            "logits: got NaN or +inf, expected finite values or -inf (a masked category); look upstream for "
-            "where they come from."
+            "logits: got NaN or +inf, expected finite values or -inf (a masked category); look upstream "
+            "for where they come from."
         )
     if one_hot and not (values > -math.inf).any(-1).all():
         raise ConfigurationError(

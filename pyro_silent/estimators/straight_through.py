@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from pyro_silent.estimators.estimator import Draw, Estimator, softmax_product, weigh
+from pyro_silent.estimators.estimator import Draw, Estimator, sigmoid_product, softmax_product
 
 
 class StraightThrough(Estimator):
@@ -14,13 +13,14 @@ class StraightThrough(Estimator):
     .. math::
         J = (\mathrm{diag}(s) - s s^\top) / \tau, \qquad s = \mathrm{softmax}(\theta / \tau)
 
-    At :math:`\tau = 1` the gradient is unbiased where f is linear, and biased elsewhere: f is treated as
-    if its slope at the sample held everywhere. It has little variance, and no draws but the sample's.
+    At :math:`\tau = 1` the gradient is unbiased where f is linear, and biased elsewhere: the slope at
+    the sample is taken to hold everywhere. It has little variance, and no draws but the sample's.
 
     Source: Bengio, Leonard and Courville 2013, "Estimating or Propagating Gradients Through Stochastic
     Neurons for Conditional Computation", arXiv 1308.3432.
 
-    :param temperature: of the derivative only; the sample's law is that of the logits.
+    :param temperature: a number > 0 or a schedule; of the derivative only, the sample follows the logits.
+    :raises ConfigurationError: see :class:`Estimator`.
 
     Example::
 
@@ -33,9 +33,7 @@ class StraightThrough(Estimator):
     """
 
     def _one_hot_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
-        weights = torch.softmax(draw.log_probs / temperature, -1)
-        return softmax_product(weights, gradient) / temperature
+        return softmax_product(draw.log_probs, gradient, temperature)
 
     def _bernoulli_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
-        scaled = draw.log_probs / temperature
-        return weigh(torch.sigmoid(scaled) * torch.sigmoid(-scaled), gradient) / temperature
+        return sigmoid_product(draw.log_probs, gradient, temperature)
