@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -272,16 +273,18 @@ def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> boo
     if "log_prob" in site:
         particle.records[kind, name] = Record(["divergence"])
         return True
-    treated = particle.treated.get(name)
-    if is_random(site) or (treated is not None and _scored_as_treated(kind, treated)):
+    if is_random(site):
         return False
+    treated = particle.treated.get(name)
+    if treated is not None and kind == "guide" and treated.log_density is not None:
+        return False
+    if treated is not None and kind == "model" and treated.method == "relaxed":
+        # A soft value lies between the points of the support, so it would not be valid.
+        with pyro.validation_enabled(False):
+            log_prob = site["fn"].log_prob(site["value"])
+        _set_log_prob(site, log_prob, particle.draw)
     particle.records[kind, name] = Record(["plain"])
     return True
-
-
-def _scored_as_treated(kind: str, treated: Treated) -> bool:
-    """Whether a term needs more than its law's own log_prob of the value."""
-    return treated.log_density is not None if kind == "guide" else treated.method == "relaxed"
 
 
 def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:

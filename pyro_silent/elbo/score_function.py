@@ -74,3 +74,8 @@ def log_ratio(particle: Particle) -> MultiFrameTensor:
                 frames = particle.enumeration.frames(site)
                 ratio.add((frames, sign * site["log_prob"].detach()))
     return ratio
+
+
+def by_element(signal: Any, event_dim: int) -> Any:
+    """A signal by plates, laid out for the elements of a site's value."""
+    return signal.reshape(signal.shape + (1,) * event_dim) if isinstance(signal, Tensor) else signal

@@ -35,11 +35,13 @@ class Treated(NamedTuple):
         "antithetic" (one of a pair).
     :ivar log_density: makes a tensor of the site's batch shape whose mean is E[log q], where that is
         known without scoring the value; it is random where a Jacobian is.
+    :ivar draw: how an antithetic value was drawn.
     """
 
     value: Any
     method: str
     log_density: Callable[[], Tensor] | None = None
+    draw: Any = None
 
 
 def innermost(fn: Distribution) -> Distribution:

@@ -127,7 +127,7 @@ def register_source(
     return decorate
 
 
-def _same_law(cls: type, registered: type) -> bool:
+def same_law(cls: type, registered: type) -> bool:
     """A subclass that redefines its density or its draws may have another law."""
     names = ("log_prob", "sample", "rsample")
     return all(getattr(cls, name, None) is getattr(registered, name, None) for name in names)
@@ -140,7 +140,7 @@ def find_source(distribution: Distribution, name: str) -> Source | None:
     """
     for cls in type(distribution).__mro__:
         if cls in _SOURCES:
-            if not _same_law(type(distribution), cls):
+            if not same_law(type(distribution), cls):
                 return None
             return _SOURCES[cls](distribution, name)
     return None

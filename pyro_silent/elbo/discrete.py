@@ -1,0 +1,100 @@
+"""Discrete guide sites: what estimators of their gradient need to know of their distributions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_silent.discrete_sample import (
+    DiscreteSample,
+    bernoulli_sample,
+    index_sample,
+    one_hot_sample,
+)
+from pyro_silent.elbo.treatment import innermost
+from pyro_silent.errors import ConfigurationError
+from pyro_silent.estimators import Estimator
+from pyro_silent.random_tensor.source import same_law
+
+_KINDS: dict[type, str] = {
+    dist.Bernoulli: "bernoulli",
+    torch.distributions.Bernoulli: "bernoulli",
+    dist.OneHotCategorical: "one-hot",
+    dist.OneHotCategoricalStraightThrough: "one-hot",
+    torch.distributions.OneHotCategorical: "one-hot",
+    torch.distributions.OneHotCategoricalStraightThrough: "one-hot",
+    dist.Categorical: "index",
+    torch.distributions.Categorical: "index",
+}
+
+
+class DiscreteLaw(NamedTuple):
+    """The law of a discrete site.
+
+    :ivar kind: "bernoulli", "one-hot" or "index".
+    :ivar logits: of the value's shape; with one more dim, the categories, for an index. A probability
+        of 0 is a logit of ``-inf``.
+    """
+
+    kind: str
+    logits: Tensor
+
+
+def discrete_law(fn: Distribution) -> DiscreteLaw | None:
+    """The law of a Bernoulli, OneHotCategorical or Categorical under any wrappers; None for others."""
+    base = innermost(fn)
+    for cls in type(base).__mro__:
+        if cls in _KINDS:
+            if not same_law(type(base), cls):
+                return None
+            kind, shape = _KINDS[cls], fn.shape()
+            logits = _bernoulli_logits(base) if kind == "bernoulli" else _categorical_logits(base)
+            if kind == "index":
+                shape += logits.shape[-1:]
+            return DiscreteLaw(kind, logits if logits.shape == shape else logits.expand(shape))
+    return None
+
+
+def estimated_sample(
+    estimator: Estimator, name: str, law: DiscreteLaw, step: int, soft: bool = False
+) -> Tensor:
+    """A sample of a site that carries an estimator's gradient.
+
+    :raises ConfigurationError: what the estimator says, with the site's name.
+    """
+    draw = estimator.bernoulli if law.kind == "bernoulli" else estimator.one_hot
+    try:
+        value = draw(_plain(law.logits), step=step)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"guide site {name!r}: {error}") from error
+    return _SAMPLES[law.kind](value, name, soft=soft)
+
+
+_SAMPLES = {"bernoulli": bernoulli_sample, "one-hot": one_hot_sample, "index": index_sample}
+
+
+def _plain(logits: Tensor) -> Tensor:
+    """Logits made from another discrete sample by shape alone are still that sample."""
+    return logits.as_subclass(Tensor) if isinstance(logits, DiscreteSample) else logits
+
+
+def _categorical_logits(base: Distribution) -> Tensor:
+    return base.logits if "logits" in base.__dict__ else _log(base.probs)
+
+
+def _bernoulli_logits(base: Distribution) -> Tensor:
+    if "logits" in base.__dict__:
+        return base.logits
+    logits = _log(base.probs) - _log(1 - base.probs)
+    return logits.clamp(max=torch.finfo(logits.dtype).max)
+
+
+def _log(probs: Tensor) -> Tensor:
+    """The logarithm, -inf at 0 with derivative 0 there: torch's own clamps and allows what has no mass."""
+    impossible = probs == 0
+    return torch.where(impossible, 1.0, probs).log().masked_fill(impossible, -math.inf)
