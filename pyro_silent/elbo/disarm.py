@@ -11,7 +11,6 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_silent.elbo.dependence import AntitheticDraw, DependenceTracker
-
 from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.engine import Particle, TreatmentELBO
 from pyro_silent.elbo.leave_one_out import across_runs, sum_scores
@@ -33,9 +32,9 @@ class DisARMELBO(TreatmentELBO):
 
     estimates the derivative with respect to :math:`\phi_i`, where f holds the terms of the ELBO in the
     site's plates (Dong, Mnih and Tucker 2020, "DisARM"; Yin et al. 2020, "U2G"). The formula asks for a
-    :math:`\phi_i` that is the same function of the parameters in both runs. A site that depends on earlier
-    samples is therefore drawn afresh in the second run and gets the leave-one-out estimate of the two,
-    so that the whole is unbiased for dependent sites as well. What depends on what is read off the
+    :math:`\phi_i` that is the same function of the parameters in both runs. A site that depends on
+    earlier samples is therefore drawn afresh in the second run and gets the leave-one-out estimate of the
+    two, so that the whole is unbiased for dependent sites as well. What depends on what is read off the
     guide's autograd graph; a site that comes after a continuous latent, or after one marked with
     ``infer={"silent": False}``, counts as dependent, so put Bernoulli sites first.
 

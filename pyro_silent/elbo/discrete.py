@@ -18,7 +18,7 @@ from pyro_silent.discrete_sample import (
 )
 from pyro_silent.elbo.treatment import innermost
 from pyro_silent.errors import ConfigurationError
-from pyro_silent.estimators import Estimator
+from pyro_silent.estimators import Estimator, GumbelSoftmax
 from pyro_silent.random_tensor.source import same_law
 
 _KINDS: dict[type, str] = {
@@ -60,9 +60,7 @@ def discrete_law(fn: Distribution) -> DiscreteLaw | None:
     return None
 
 
-def estimated_sample(
-    estimator: Estimator, name: str, law: DiscreteLaw, step: int, soft: bool = False
-) -> Tensor:
+def estimated_sample(estimator: Estimator, name: str, law: DiscreteLaw, step: int) -> Tensor:
     """A sample of a site that carries an estimator's gradient.
 
     :raises ConfigurationError: what the estimator says, with the site's name.
@@ -72,7 +70,12 @@ def estimated_sample(
         value = draw(_plain(law.logits), step=step)
     except ConfigurationError as error:
         raise ConfigurationError(f"guide site {name!r}: {error}") from error
-    return _SAMPLES[law.kind](value, name, soft=soft)
+    return _SAMPLES[law.kind](value, name, soft=is_soft(estimator))
+
+
+def is_soft(estimator: Estimator) -> bool:
+    """Whether an estimator's samples lie between the values that the variable can take."""
+    return isinstance(estimator, GumbelSoftmax)
 
 
 _SAMPLES = {"bernoulli": bernoulli_sample, "one-hot": one_hot_sample, "index": index_sample}
@@ -95,6 +98,6 @@ def _bernoulli_logits(base: Distribution) -> Tensor:
 
 
 def _log(probs: Tensor) -> Tensor:
-    """The logarithm, -inf at 0 with derivative 0 there: torch's own clamps and allows what has no mass."""
+    """The logarithm, -inf at 0 with derivative 0 there; torch clamps, so the impossible happens."""
     impossible = probs == 0
     return torch.where(impossible, 1.0, probs).log().masked_fill(impossible, -math.inf)

@@ -37,8 +37,8 @@ class LeaveOneOutELBO(TreatmentELBO):
     ``Trace_ELBO(num_particles=K)`` in variance alone, and from ``TraceGraph_ELBO`` in needing no running
     mean and no network for its baseline.
 
-    :param int num_particles: K >= 2 evaluations of guide and model. ``vectorize_particles=True`` takes them
-        at once.
+    :param int num_particles: K >= 2 evaluations of guide and model. ``vectorize_particles=True``
+        takes them at once.
     :raises ConfigurationError: for an argument that makes no sense.
 
     Cost: K runs; the graphs of all K are in memory together.
@@ -53,7 +53,7 @@ class LeaveOneOutELBO(TreatmentELBO):
         check_positive_int("num_particles", num_particles)
         if num_particles < 2:
             raise ConfigurationError(
-                "num_particles: got 1, expected at least 2: each particle's baseline is the others' mean. "
+                "num_particles: got 1, expected at least 2: the baseline of each is the others' mean. "
                 "Write LeaveOneOutELBO(num_particles=2), or Trace_ELBO() for no baseline."
             )
         super().__init__(num_particles=num_particles, **kwargs)

@@ -17,8 +17,8 @@ class RelaxedELBO(StraightThroughELBO):
     The gradient is that of the relaxed objective, by reparameterization. **The value is biased too**: the
     likelihood is evaluated between the values the latent can take. Train with it, and evaluate with
     ``Trace_ELBO`` or :class:`GumbelRaoELBO`. KL(q || p) is the categorical one, in closed form where
-    torch knows it; a prior without one is extended linearly, :math:`\sum_k s_k \log p_k`, and the entropy of
-    q is exact (Jang, Gu and Poole 2017; Maddison, Mnih and Teh 2017 score a Concrete density instead).
+    torch knows it; a prior without one is extended linearly, :math:`\sum_k s_k \log p_k`, and the entropy
+    of q is exact (Jang, Gu and Poole 2017; Maddison, Mnih and Teh 2017 score a Concrete density instead).
 
     A Bernoulli site gives a number between 0 and 1, a OneHotCategorical a point of the simplex. A
     Categorical's value stays an index tensor whose uses (``table[z]``, ``F.one_hot(z)``, ``z == k``) are
@@ -32,8 +32,6 @@ class RelaxedELBO(StraightThroughELBO):
         >>> from pyro_silent import RelaxedELBO
         >>> loss = RelaxedELBO(temperature=0.5)
     """
-
-    _method = "relaxed"
 
     def __init__(self, temperature: Temperature = 1.0, **kwargs: Any) -> None:
         super().__init__(GumbelSoftmax(temperature), **kwargs)

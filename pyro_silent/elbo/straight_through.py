@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_silent.elbo.discrete import discrete_law, estimated_sample
+from pyro_silent.elbo.discrete import discrete_law, estimated_sample, is_soft
 from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.errors import ConfigurationError, IntractableError
@@ -48,7 +48,8 @@ class StraightThroughELBO(TreatmentELBO):
         >>> from pyro_silent import ZGR, StraightThroughELBO
         >>> def model():
         ...     z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
-        ...     pyro.sample("x", dist.Normal(torch.tensor([0.0, 2.0, 5.0])[z], 1.0), obs=torch.tensor(4.0))
+        ...     mean = torch.tensor([0.0, 2.0, 5.0])[z]
+        ...     pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.tensor(4.0))
         >>> def guide():
         ...     pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(3))))
         >>> pyro.clear_param_store()
@@ -59,8 +60,6 @@ class StraightThroughELBO(TreatmentELBO):
         >>> int(pyro.param("logits").argmax())
         2
     """
-
-    _method = "straight-through"
 
     def __init__(self, estimator: Estimator, *, num_particles: int = 1, **kwargs: Any) -> None:
         if not isinstance(estimator, Estimator):
@@ -75,9 +74,9 @@ class StraightThroughELBO(TreatmentELBO):
         law = discrete_law(msg["fn"]) if msg["infer"].get("silent", True) else None
         if law is None:
             return None
-        soft = self._method == "relaxed"
-        value = estimated_sample(self.estimator, msg["name"], law, self.num_steps, soft)
-        return Treated(value, self._method, lambda: negative_entropy(msg["fn"]))
+        value = estimated_sample(self.estimator, msg["name"], law, self.num_steps)
+        method = "relaxed" if is_soft(self.estimator) else "straight-through"
+        return Treated(value, method, lambda: negative_entropy(msg["fn"]))
 
     def on_intractable(self, site: dict, error: IntractableError) -> None:
         """Nothing is estimated here that could have been exact: an overflow is refused."""

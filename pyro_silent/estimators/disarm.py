@@ -36,7 +36,8 @@ def disarm_weights(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
         >>> import torch
         >>> from pyro_silent.estimators.disarm import disarm_weights
-        >>> disarm_weights(torch.zeros(3), torch.tensor([1., 0., 1.]), torch.tensor([0., 1., 1.])).tolist()
+        >>> first, second = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])
+        >>> disarm_weights(torch.zeros(3), first, second).tolist()
         [0.5, -0.5, 0.0]
     """
     return (first - second) * torch.sigmoid(logits.abs())

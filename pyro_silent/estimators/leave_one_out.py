@@ -12,9 +12,9 @@ def leave_one_out(signals: Tensor, dim: int = 0) -> Tensor:
         \hat g = \frac1K \sum_k \Big(f_k - \frac1{K-1} \sum_{j \ne k} f_j\Big)
         \nabla_\theta \log q_\theta(z_k)
 
-    is unbiased for independent :math:`z_k`: the other samples say nothing of the :math:`k`-th score, whose
-    mean is 0. (Kool, van Hoof and Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019;
-    Richter et al., "VarGrad", 2020.)
+    is unbiased for independent :math:`z_k`: the other samples say nothing of the :math:`k`-th score,
+    whose mean is 0. (Kool, van Hoof and Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!",
+    2019; Richter et al., "VarGrad", 2020.)
 
     :param Tensor signals: f of independent samples along ``dim``, of which there are K >= 2.
     :return: the weights of the scores, of the same shape.
