@@ -87,14 +87,20 @@ def _plain(logits: Tensor) -> Tensor:
 
 
 def _categorical_logits(base: Distribution) -> Tensor:
-    return base.logits if "logits" in base.__dict__ else _log(base.probs)
+    base = getattr(base, "_categorical", base)
+    return base.logits if _has_logits(base) else _log(base.probs)
 
 
 def _bernoulli_logits(base: Distribution) -> Tensor:
-    if "logits" in base.__dict__:
+    if _has_logits(base):
         return base.logits
     logits = _log(base.probs) - _log(1 - base.probs)
     return logits.clamp(max=torch.finfo(logits.dtype).max)
+
+
+def _has_logits(base: Distribution) -> bool:
+    """Whether it was made from logits; the attribute alone may have been made from probs since."""
+    return base._param is base.__dict__.get("logits")
 
 
 def _log(probs: Tensor) -> Tensor:
