@@ -56,7 +56,11 @@ class _Ramp(ABC):
         fraction = (step - self.hold) / self.num_steps
         if fraction <= 0:
             return float(self.start)
-        return float(self.stop) if fraction >= 1 else self._between(fraction)
+        if fraction >= 1:
+            return float(self.stop)
+        # rounding leads out of the range no more than the formula does
+        low, high = sorted((float(self.start), float(self.stop)))
+        return min(max(low, float(self._between(fraction))), high)
 
     @abstractmethod
     def _between(self, fraction: float) -> float:
