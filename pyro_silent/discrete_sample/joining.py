@@ -1,0 +1,108 @@
+"""Samples put side by side: ``torch.cat`` and ``torch.stack``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_silent.discrete_sample.factor import Factor
+from pyro_silent.discrete_sample.sample import (
+    DiscreteSample,
+    discrete,
+    factors_of,
+    is_float,
+    is_pure,
+    latents_in,
+    levels_of,
+    no_rule,
+    pure,
+    run_plain,
+)
+from pyro_silent.discrete_sample.surrogates import plain_values
+from pyro_silent.discrete_sample.table import rule
+
+
+@rule("cat", "concat", "concatenate")
+def cat(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Codes and levels are put side by side; a plain tensor has one level."""
+    return _cat(func, *args, **kwargs)
+
+
+def _cat(
+    func: Callable, tensors: Sequence[Tensor], dim: int = 0, *, out: Any = None, axis: Any = None
+) -> Any:
+    dim = dim if axis is None else axis
+    samples = [tensor for tensor in tensors if type(tensor) is DiscreteSample]
+    if all(is_float(sample) for sample in samples):
+        return _cat_floats(func, tensors, samples, dim)
+    if out is not None or any(len(factors_of(sample)) > 1 for sample in samples):
+        raise no_rule(func, *samples)
+    tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
+    value = torch.cat([plain_values(tensor) for tensor in tensors], dim)
+    if value.is_floating_point():
+        floats = [t.to(value.dtype) for t in tensors]
+        return _cat_floats(func, floats, [t for t in floats if type(t) is DiscreteSample], dim)
+    dim %= value.dim()
+    num_levels = max(factors_of(sample)[0].num_levels for sample in samples)
+    dtype = factors_of(samples[0])[0].origin.dtype
+    codes = [_full_code(tensor, num_levels, dtype) for tensor in tensors]
+    code = torch.cat(codes, dim)
+    first = levels_of(samples[0])
+    if len(samples) == len(tensors) and all(levels_of(sample) is first for sample in samples):
+        levels = first
+    else:
+        levels = torch.cat([_full_levels(t, num_levels, value.dtype) for t in tensors], dim)
+    soft = any(factors_of(sample)[0].soft for sample in samples)
+    factor = Factor(code, code, binary=False, soft=soft)
+    return discrete(value, latents_in(samples), (factor,), levels)
+
+
+def _cat_floats(
+    func: Callable, tensors: Sequence[Tensor], samples: Sequence[DiscreteSample], dim: int
+) -> Tensor:
+    result = run_plain(torch.cat, (list(tensors), dim), {})
+    if len(samples) < len(tensors) or not all(map(is_pure, samples)):
+        return result
+    soft = any(sample._soft for sample in samples)
+    rows = None
+    if (
+        all(sample._rows is not None for sample in samples)
+        and dim % result.dim() != result.dim() - 1
+    ):
+        rows = Factor(result, result, binary=False, soft=soft)
+    return pure(result, latents_in(samples), result, soft, rows)
+
+
+def _full_code(tensor: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
+    if type(tensor) is DiscreteSample:
+        (factor,) = factors_of(tensor)
+        code = factor.padded(tensor.dim()).code.to(dtype)
+        code = code.expand(*tensor.shape, code.shape[-1])
+        return F.pad(code, (0, num_levels - code.shape[-1]))
+    code = torch.zeros(*tensor.shape, num_levels, dtype=dtype, device=tensor.device)
+    code[..., 0] = 1
+    return code
+
+
+def _full_levels(tensor: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
+    if type(tensor) is not DiscreteSample:
+        return tensor.to(dtype)[..., None].expand(*tensor.shape, num_levels)
+    levels = levels_of(tensor).to(dtype)
+    levels = levels.expand(*tensor.shape, levels.shape[-1])
+    return torch.cat(
+        [levels, levels[..., :1].expand(*tensor.shape, num_levels - levels.shape[-1])], -1
+    )
+
+
+@rule("stack")
+def stack(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Concatenation along a new dim."""
+    return _stack(*args, **kwargs)
+
+
+def _stack(tensors: Sequence[Tensor], dim: int = 0, **named: Any) -> Tensor:
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim, **named)

@@ -1,0 +1,51 @@
+"""How rules get into the table: by the names a torch function goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+Rule = Callable[[Callable, Arguments, Keywords], Any]
+
+RULES: dict[Callable, Rule] = {}
+
+_RuleType = TypeVar("_RuleType", bound=Callable)
+_HOMES = (torch, Tensor, F, torch.special, torch.linalg, torch._C._nn)
+
+
+def functions(*names: str) -> list[Callable]:
+    """Every torch function, method and operator of these names; torch versions differ in a few."""
+    found: list[Callable] = []
+    for name in names:
+        for home in _HOMES:
+            function = getattr(home, name, None)
+            if callable(function) and function not in found:
+                found.append(function)
+    return found
+
+
+def properties(*names: str) -> list[Callable]:
+    """The getters of these attributes of a tensor."""
+    return [getattr(Tensor, name).__get__ for name in names if hasattr(Tensor, name)]
+
+
+def register(rule: Rule, *names: str) -> None:
+    """Make ``rule`` the rule for all torch functions of these names."""
+    for function in functions(*names):
+        RULES[function] = rule
+
+
+def rule(*names: str) -> Callable[[_RuleType], _RuleType]:
+    """Decorator: the rule for all torch functions of these names."""
+
+    def decorate(function: _RuleType) -> _RuleType:
+        register(function, *names)
+        return function
+
+    return decorate
