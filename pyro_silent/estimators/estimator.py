@@ -208,24 +208,25 @@ def _sample(
 
 
 class _Surrogate(torch.autograd.Function):
-    """Forward: a draw; backward: the estimator's product. Only logits, sample and noise are kept."""
+    """Forward: a draw; backward: the estimator's product."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, normalise: Any, draw: Any, product: Any, temperature: float
     ) -> Tensor:
-        value, perturbed = draw(normalise(_work(logits)), temperature)
+        log_probs = normalise(_work(logits))
+        value, perturbed = draw(log_probs, temperature)
         value = value.to(logits.dtype)
-        keeps_noise = product.__self__._keeps_noise
-        ctx.save_for_backward(logits, value, perturbed if keeps_noise else None)
-        ctx.normalise, ctx.product, ctx.temperature = normalise, product, temperature
+        noise = perturbed if product.__self__._keeps_noise else None
+        # the logits themselves are there for _FirstOrder
+        ctx.save_for_backward(logits, log_probs, value, noise)
+        ctx.product, ctx.temperature = product, temperature
         return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, value, perturbed = ctx.saved_tensors
+        logits, log_probs, value, perturbed = ctx.saved_tensors
         with torch.no_grad():
-            log_probs = ctx.normalise(_work(logits))
             draw = Draw(log_probs, value.to(log_probs.dtype), perturbed)
             # a masked category never occurs, so that what f would be there says nothing
             counted = torch.where(log_probs == -math.inf, 0.0, gradient.to(log_probs.dtype))
