@@ -1,7 +1,13 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
 from pyro_silent.diagnostics import Explanation, audit, explain
-from pyro_silent.elbo import SilentELBO
+from pyro_silent.elbo import (
+    DisARMELBO,
+    LeaveOneOutELBO,
+    RelaxedELBO,
+    SilentELBO,
+    StraightThroughELBO,
+)
 from pyro_silent.errors import (
     ConfigurationError,
     IntractableError,
@@ -34,6 +40,7 @@ __all__ = [
     "ConfigurationError",
     "Constant",
     "Cosine",
+    "DisARMELBO",
     "Estimator",
     "Explanation",
     "Exponential",
@@ -41,14 +48,17 @@ __all__ = [
     "GumbelSoftmax",
     "IntractableError",
     "LeakError",
+    "LeaveOneOutELBO",
     "Linear",
     "PyroSilentError",
     "QuadratureWarning",
     "RandomTensor",
     "ReinMax",
+    "RelaxedELBO",
     "SampledSiteWarning",
     "SilentELBO",
     "StraightThrough",
+    "StraightThroughELBO",
     "StraightThroughGumbelSoftmax",
     "ZGR",
     "audit",

@@ -12,13 +12,14 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
+from torch.nn.functional import softplus
 
+from pyro_silent.discrete_sample import DiscreteSample
+from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.score_function import score_function
-from pyro_silent.elbo.treatment import Treated, innermost, negative_entropy
+from pyro_silent.elbo.treatment import Treated, innermost
 from pyro_silent.errors import IntractableError
-from pyro_silent.expectation.registry import expected_log_prob
-from pyro_silent.random_tensor.latent import random_tensor
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -29,13 +30,6 @@ def is_random(site: dict) -> bool:
     return any(isinstance(site[key], RandomTensor) for key in ("value", "scale", "mask")) or bool(
         random_tensors(site["fn"])
     )
-
-
-_DISCRETE = (
-    torch.distributions.Bernoulli,
-    torch.distributions.Categorical,
-    torch.distributions.OneHotCategorical,
-)
 
 
 def _latent_order(trace: Trace) -> list[str]:
@@ -59,15 +53,17 @@ def _is_builtin(fn: Any) -> bool:
 
 
 def _enter_alike(site: dict, prior: dict) -> bool:
-    """Whether both terms enter the ELBO with the same scale, and no mask."""
-    if site["mask"] is not None or prior["mask"] is not None:
-        return False
-    scales = (site["scale"], prior["scale"])
-    if any(isinstance(scale, RandomTensor) for scale in scales):
-        return False
-    if all(isinstance(scale, (int, float)) for scale in scales):
-        return scales[0] == scales[1]
-    return scales[0] is scales[1]
+    """Whether both terms enter the ELBO with the same scale and the same mask."""
+    return all(_alike(site[key], prior[key]) for key in ("scale", "mask"))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two scales or masks are plain and equal."""
+    if a is b:
+        return not isinstance(a, (RandomTensor, DiscreteSample))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b
+    return type(a) is type(b) is Tensor and torch.equal(a, b)
 
 
 def _left_out(fn: Any) -> bool:
@@ -127,10 +123,29 @@ def _between_normals(q: Any, p: Any) -> Tensor | None:
 
 
 def _closed_form(q: Any, p: Any) -> Tensor:
-    if not isinstance(innermost(q), _DISCRETE):
-        return torch.distributions.kl_divergence(q, p)
-    # torch's formulas give inf where a probability rounds to 0 or 1; ours work with logits.
-    return negative_entropy(q) - expected_log_prob(p, random_tensor(q))
+    divergence = _between_discrete(q, p)
+    return torch.distributions.kl_divergence(q, p) if divergence is None else divergence
+
+
+def _between_discrete(q: Any, p: Any) -> Tensor | None:
+    """KL between two laws of one discrete kind, from logits: torch's is inf where a probability underflows.
+
+    A value without mass under q counts 0.
+    """
+    law, prior = discrete_law(q), discrete_law(p)
+    if law is None or prior is None or law.kind != prior.kind:
+        return None
+    if law.logits.shape != prior.logits.shape:
+        return None
+    difference = law.logits - prior.logits
+    if law.kind == "bernoulli":
+        probs = torch.sigmoid(law.logits)
+        divergence = probs * torch.where(probs == 0, 0.0, difference)
+        divergence = divergence + softplus(prior.logits) - softplus(law.logits)
+    else:
+        probs = law.logits.exp()
+        divergence = (probs * torch.where(probs == 0, 0.0, difference)).sum(-1)
+    return sum_rightmost(divergence, divergence.dim() - len(q.batch_shape))
 
 
 def use_closed_divergences(
@@ -139,7 +154,7 @@ def use_closed_divergences(
     """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
 
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
-    scales, no mask). For a latent that is *sampled* there is one more condition: the prior's parameters
+    scales, equal masks). For a latent that is *sampled* there is one more condition: the prior's parameters
     may depend on the latents before the site in the model, so all of those must come before it in the
     guide as well; then none of them depends on the site's own value. Left out are laws for which the
     table of divergences is wrong or loses digits, and users' own classes, whose density it does not see.
@@ -159,7 +174,7 @@ def use_closed_divergences(
         if divergence is None:
             continue
         score = score_function(site, treated)
-        log_ratio = scale_and_mask(-divergence, site["scale"], None)
+        log_ratio = scale_and_mask(-divergence, site["scale"], site["mask"])
         zeros, zero = _zeros(divergence.shape, divergence.dtype, divergence.device)
         prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()
         site["log_prob"], site["log_prob_sum"] = zeros, zero
