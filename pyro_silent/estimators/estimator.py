@@ -90,7 +90,7 @@ class Estimator(ABC):
                 "dim; for a single 0/1 variable write bernoulli(logits)."
             )
         _check_values(logits, one_hot=True)
-        return _sample(
+        return self._sample(
             logits, _log_softmax, self._draw_one_hot, self._one_hot_gradient, temperature
         )
 
@@ -104,7 +104,7 @@ class Estimator(ABC):
         temperature = self.temperature_at(step)
         _check_logits(logits)
         _check_values(logits, one_hot=False)
-        return _sample(
+        return self._sample(
             logits, _unchanged, self._draw_bernoulli, self._bernoulli_gradient, temperature
         )
 
@@ -124,7 +124,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def _one_hot_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
-        """The surrogate Jacobian times ``gradient``, both of shape ``[*, n]``."""
+        """The surrogate Jacobian times ``gradient``, of shape ``[*, n]``."""
 
     @abstractmethod
     def _bernoulli_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
@@ -141,6 +141,21 @@ class Estimator(ABC):
         uniform = uniform_like(logits)
         perturbed = torch.log1p(-uniform).sub_(uniform.log_()).add_(logits)
         return (perturbed > 0).to(logits.dtype), perturbed
+
+    def _sample(
+        self,
+        logits: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        draw: Callable[[Tensor, float], tuple[Tensor, Tensor]],
+        product: Callable[[Draw, Tensor, float], Tensor],
+        temperature: float,
+    ) -> Tensor:
+        if not (torch.is_grad_enabled() and logits.requires_grad):
+            return draw(normalise(_work(logits)), temperature)[0].to(logits.dtype)
+        sample: Tensor = _Surrogate.apply(
+            logits, normalise, draw, product, temperature, self._keeps_noise
+        )
+        return sample
 
     def _check_temperature(self, value: Any, origin: str) -> None:
         if isinstance(value, Real) and not isinstance(value, bool) and self._admits(float(value)):
@@ -194,37 +209,29 @@ def sigmoid_product(scores: Tensor, gradient: Tensor, temperature: float) -> Ten
 # -- the one autograd function ---------------------------------------------------------------------
 
 
-def _sample(
-    logits: Tensor,
-    normalise: Callable[[Tensor], Tensor],
-    draw: Callable[[Tensor, float], tuple[Tensor, Tensor]],
-    product: Callable[[Draw, Tensor, float], Tensor],
-    temperature: float,
-) -> Tensor:
-    if torch.is_grad_enabled() and logits.requires_grad:
-        sample: Tensor = _Surrogate.apply(logits, normalise, draw, product, temperature)
-        return sample
-    return draw(normalise(_work(logits)), temperature)[0].to(logits.dtype)
-
-
 class _Surrogate(torch.autograd.Function):
     """Forward: a draw; backward: the estimator's product."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, normalise: Any, draw: Any, product: Any, temperature: float
+        ctx: Any,
+        logits: Tensor,
+        normalise: Any,
+        draw: Any,
+        product: Any,
+        temperature: float,
+        keeps_noise: bool,
     ) -> Tensor:
         log_probs = normalise(_work(logits))
         value, perturbed = draw(log_probs, temperature)
         value = value.to(logits.dtype)
-        noise = perturbed if product.__self__._keeps_noise else None
         # the logits themselves are there for _FirstOrder
-        ctx.save_for_backward(logits, log_probs, value, noise)
+        ctx.save_for_backward(logits, log_probs, value, perturbed if keeps_noise else None)
         ctx.product, ctx.temperature = product, temperature
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         logits, log_probs, value, perturbed = ctx.saved_tensors
         with torch.no_grad():
             draw = Draw(log_probs, value.to(log_probs.dtype), perturbed)
@@ -233,7 +240,7 @@ class _Surrogate(torch.autograd.Function):
             result = ctx.product(draw, counted, ctx.temperature).to(logits.dtype)
         if torch.is_grad_enabled():
             result = _FirstOrder.apply(result, logits, gradient)
-        return result, None, None, None, None
+        return result, None, None, None, None, None
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -26,8 +26,8 @@ class GappedStraightThrough(Estimator):
 
     :math:`m_1` lifts the logit that was drawn to the largest of the row, :math:`m_2` lowers others
     to at least ``gap`` below it; both are held fixed in the derivative. What the noise of
-    :class:`StraightThroughGumbelSoftmax` does at random is done here without a draw, so the variance is
-    lower; biased for every f that is not constant, linear ones included.
+    :class:`StraightThroughGumbelSoftmax` does at random is done here without a draw. Biased, in general
+    for linear f already. Its cost is that of :class:`StraightThrough`.
 
     Source: Fan, Chi, Rudnicky and Ramadge 2022, "Training Discrete Deep Generative Models via Gapped
     Straight-Through Estimator", ICML, arXiv 2206.07235.
