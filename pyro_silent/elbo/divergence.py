@@ -128,9 +128,9 @@ def _closed_form(q: Any, p: Any) -> Tensor:
 
 
 def _between_discrete(q: Any, p: Any) -> Tensor | None:
-    """KL between two laws of one discrete kind, from logits: torch's is inf where a probability underflows.
+    """KL between two laws of one discrete kind, from logits.
 
-    A value without mass under q counts 0.
+    torch's is inf where a probability underflows. A value without mass under q counts 0.
     """
     law, prior = discrete_law(q), discrete_law(p)
     if law is None or prior is None or law.kind != prior.kind:
@@ -154,9 +154,9 @@ def use_closed_divergences(
     """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
 
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
-    scales, equal masks). For a latent that is *sampled* there is one more condition: the prior's parameters
-    may depend on the latents before the site in the model, so all of those must come before it in the
-    guide as well; then none of them depends on the site's own value. Left out are laws for which the
+    scales, equal masks). For a latent that is *sampled* there is one more condition: the prior's
+    parameters may depend on the latents before the site in the model, so all of those must come before
+    it in the guide as well; then none of them depends on the site's own value. Left out are laws for which the
     table of divergences is wrong or loses digits, and users' own classes, whose density it does not see.
     """
     model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
