@@ -3,6 +3,7 @@
 from pyro_silent.diagnostics import Explanation, audit, explain
 from pyro_silent.elbo import (
     DisARMELBO,
+    GumbelRaoELBO,
     LeaveOneOutELBO,
     RelaxedELBO,
     SilentELBO,
@@ -20,6 +21,7 @@ from pyro_silent.estimators import (
     ZGR,
     Estimator,
     GappedStraightThrough,
+    GumbelRao,
     GumbelSoftmax,
     ReinMax,
     StraightThrough,
@@ -45,6 +47,8 @@ __all__ = [
     "Explanation",
     "Exponential",
     "GappedStraightThrough",
+    "GumbelRao",
+    "GumbelRaoELBO",
     "GumbelSoftmax",
     "IntractableError",
     "LeakError",

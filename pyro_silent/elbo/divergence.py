@@ -156,8 +156,9 @@ def use_closed_divergences(
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
     scales, equal masks). For a latent that is *sampled* there is one more condition: the prior's
     parameters may depend on the latents before the site in the model, so all of those must come before
-    it in the guide as well; then none of them depends on the site's own value. Left out are laws for which the
-    table of divergences is wrong or loses digits, and users' own classes, whose density it does not see.
+    it in the guide as well; then none of them depends on the site's own value. Left out are laws for
+    which the table of divergences is wrong or loses digits, and users' own classes, whose density it
+    does not see.
     """
     model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
     for name in guide_order:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
 
+from pyro_silent.elbo.discrete import discrete_law, estimated_sample, is_soft
 from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int, warn_sampled
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
+from pyro_silent.estimators import Estimator, GumbelRao
 from pyro_silent.expectation.settings import quadrature_points
 from pyro_silent.random_tensor.program import latents_of, random_tensors
 
 _CHOICES = ("raise", "sample")
+_DEFAULT_ESTIMATOR = GumbelRao()
 
 
 class SilentELBO(TreatmentELBO):
@@ -48,12 +53,14 @@ class SilentELBO(TreatmentELBO):
 
     :param str intractable: ``"raise"``: a term without a closed form raises :class:`IntractableError`.
         ``"sample"``: just that term is estimated from one shared draw per particle, reparameterized
-        where the latent allows, else by the score function. A latent whose value the program needs
+        where the latent allows, by ``estimator`` where it is discrete, else by the score function. A
+        latent whose value the program needs
         (``if z > 0``) is sampled altogether, from then on wherever this loss meets a site of its name.
         :class:`SampledSiteWarning` says so once per site.
     :param int quadrature_points: the least number of nodes for functions without a closed expectation.
-    :param estimator: gradient estimator of discrete latents in sampled terms. Only None (the unbiased
-        score function) is available yet.
+    :param Estimator estimator: gradient estimator of discrete latents in sampled terms, such as
+        ``GumbelRao()``, the default. Its gradient is biased, the value is not; None for the score
+        function, whose gradient is unbiased and noisy.
     :param int num_particles: matters for sampled terms and for subsampling plates only.
     :raises ConfigurationError: for an argument that makes no sense.
 
@@ -81,7 +88,7 @@ class SilentELBO(TreatmentELBO):
         *,
         intractable: str = "raise",
         quadrature_points: int = 32,
-        estimator: Any = None,
+        estimator: Estimator | None = _DEFAULT_ESTIMATOR,
         num_particles: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -91,10 +98,10 @@ class SilentELBO(TreatmentELBO):
                 'form) or "sample" (estimate just that term).'
             )
         check_positive_int("quadrature_points", quadrature_points)
-        if estimator is not None:
+        if estimator is not None and (not isinstance(estimator, Estimator) or is_soft(estimator)):
             raise ConfigurationError(
-                f"estimator: got {estimator!r}, expected None; discrete latents of sampled terms use the "
-                "score function in this version."
+                f"estimator: got {estimator!r}, expected an estimator of hard samples such as "
+                "GumbelRao(), or None for the score function."
             )
         super().__init__(num_particles=num_particles, **kwargs)
         self.intractable = intractable
@@ -122,6 +129,13 @@ class SilentELBO(TreatmentELBO):
         if silent:
             self._unknown_law(name, type(fn).__name__)
         return None
+
+    def sampler(self, name: str, fn: Distribution) -> Tensor | None:
+        """A discrete latent's draw for sampled terms carries the estimator's gradient."""
+        law = None if self.estimator is None else discrete_law(fn)
+        if self.estimator is None or law is None:
+            return None
+        return estimated_sample(self.estimator, name, law, self.num_steps)
 
     def _unknown_law(self, name: str, law: str) -> None:
         reason = f"the exact moments of {law} are not known"
