@@ -6,15 +6,16 @@ from pyro_silent.discrete_sample import (
     indexing,  # noqa: F401
     joining,  # noqa: F401
     leaks,  # noqa: F401
+    losses,  # noqa: F401
     metadata,  # noqa: F401
     reductions,  # noqa: F401
     structure,  # noqa: F401
 )
-from pyro_silent.discrete_sample.sample import (
-    DiscreteSample,
+from pyro_silent.discrete_sample.constructors import (
     bernoulli_sample,
     index_sample,
     one_hot_sample,
 )
+from pyro_silent.discrete_sample.sample import DiscreteSample
 
 __all__ = ["DiscreteSample", "bernoulli_sample", "index_sample", "one_hot_sample"]

@@ -14,15 +14,14 @@ from pyro_silent.discrete_sample.metadata import plain
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     discrete,
-    factors_of,
     is_float,
     is_opaque,
     is_pure,
-    levels_of,
     opaque,
+    plain_values,
     pure,
 )
-from pyro_silent.discrete_sample.surrogates import plain_values, surrogate_of
+from pyro_silent.discrete_sample.surrogates import surrogate_of
 from pyro_silent.discrete_sample.table import rule
 
 
@@ -44,18 +43,18 @@ def cast(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if is_opaque(sample):
         if value.is_floating_point():
             return surrogate_of(sample).to(value.dtype).to(value.device)
-        return opaque(value, sample._latents, sample._lost or "", sample._surrogate)
+        return opaque(value, [sample], sample._lost, sample._surrogate)
     if value.device != sample._value.device:
         sample = _on(sample, value.device)
     if is_float(sample) and value.is_floating_point():
         if is_pure(sample):
             rows = sample._rows and Factor(value, value, binary=False, soft=sample._rows.soft)
             return pure(value, sample._latents, value, sample._soft, rows)
-        levels = levels_of(sample).to(value.dtype)
-        return discrete(value, sample._latents, factors_of(sample), levels, sample._rows)
+        levels = sample.levels.to(value.dtype)
+        return discrete(value, sample._latents, sample.factors, levels, sample._rows)
     dtype = value.dtype
     if dtype == sample._value.dtype:
-        return discrete(value, sample._latents, factors_of(sample), levels_of(sample), sample._rows)
+        return discrete(value, sample._latents, sample.factors, sample.levels, sample._rows)
     if sample._rows is not None and value.is_floating_point():
         code = sample._rows.origin.expand(value.shape).to(dtype)
         return pure(code, sample._latents, code, sample._rows.soft, sample._rows)
@@ -66,8 +65,8 @@ def cast(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _on(sample: DiscreteSample, device: torch.device) -> DiscreteSample:
-    factors = tuple(f.moved(lambda t, trailing: t.to(device)) for f in factors_of(sample))
+    factors = tuple(f.moved(lambda t, trailing: t.to(device)) for f in sample.factors)
     rows = sample._rows and sample._rows.moved(lambda t, trailing: t.to(device))
     return discrete(
-        sample._value.to(device), sample._latents, factors, levels_of(sample).to(device), rows
+        sample._value.to(device), sample._latents, factors, sample.levels.to(device), rows
     )

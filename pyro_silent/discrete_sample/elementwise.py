@@ -13,26 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.discrete_sample.factor import Factor, merged
+from pyro_silent.discrete_sample.factor import merged
+from pyro_silent.discrete_sample.outcome import hard, outcome
+from pyro_silent.discrete_sample.refusals import in_place, leak, too_many_levels
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     discrete,
-    factors_of,
-    hard,
-    in_place,
     is_float,
     is_opaque,
     latents_in,
-    levels_of,
-    operation_name,
-    outcome,
-    refusal,
+    refused,
     run_plain,
     samples_in,
 )
 from pyro_silent.discrete_sample.surrogates import linear
-from pyro_silent.discrete_sample.table import register
-from pyro_silent.errors import IntractableError, user_location
+from pyro_silent.discrete_sample.table import INTEGRAL_RULES, register, rule
 
 STEPS = """
     eq ne lt le gt ge greater greater_equal less less_equal not_equal __eq__ __ne__ __lt__ __le__
@@ -45,18 +40,23 @@ STEPS = """
 """.split()
 
 SMOOTH = """
-    add sub subtract rsub mul multiply div divide true_divide neg negative positive pow float_power abs
-    absolute square reciprocal clamp clip clamp_min clamp_max minimum maximum fmin fmax
+    add sub subtract rsub mul multiply div divide true_divide neg negative positive pow abs absolute
+    square reciprocal clamp clip clamp_min clamp_max
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __div__ __rdiv__ __truediv__ __rtruediv__ __pow__
     __rpow__ __neg__ __pos__ __abs__
-    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh
-    atanh arcsin arccos arctan arctan2 atan2 hypot sigmoid expit logit erf erfc erfinv lgamma gammaln
-    digamma psi mvlgamma polygamma i0 i0e i1 i1e ndtr ndtri log_ndtr sinc frac deg2rad rad2deg
-    xlogy xlog1py logaddexp logaddexp2 copysign ldexp nan_to_num entr
-    where masked_fill lerp addcmul addcdiv softplus relu softsign logsigmoid hardtanh elu gelu silu
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sigmoid logit tanh relu
 """.split()
 
-_MAX_LEVELS = 4096
+POINTWISE = """
+    minimum maximum fmin fmax float_power sin cos tan asin acos atan sinh cosh asinh acosh atanh arcsin
+    arccos arctan arctan2 atan2 hypot expit erf erfc erfinv lgamma gammaln digamma psi mvlgamma polygamma
+    i0 i0e i1 i1e ndtr ndtri log_ndtr sinc frac deg2rad rad2deg xlogy xlog1py logaddexp logaddexp2
+    copysign ldexp nan_to_num entr where masked_fill lerp addcmul addcdiv softplus softsign logsigmoid
+    hardtanh elu gelu silu
+""".split()
+
+MAX_LEVELS = 4096
+_ADDITIVE = {"add", "sub", "subtract", "rsub", "__add__", "__radd__", "__sub__", "__rsub__"}
 
 
 def steps(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -64,45 +64,48 @@ def steps(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     return elementwise(func, args, kwargs, list(samples_in((args, kwargs))))
 
 
+def integral(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A function with a derivative, of some integer or bool samples."""
+    by_levels = [sample for sample in samples_in((args, kwargs)) if not is_float(sample)]
+    return elementwise(func, args, kwargs, by_levels)
+
+
 def smooth(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A function with a derivative, of which float samples need no more."""
-    integral = [arg for arg in args if type(arg) is DiscreteSample and not is_float(arg)]
-    if kwargs:
-        integral += [arg for arg in samples_in(kwargs) if not is_float(arg)]
-    if integral:
-        return elementwise(func, args, kwargs, integral)
-    result = run_plain(func, args, kwargs)
-    if type(args[0]) is DiscreteSample and _only_numbers(args[1:], kwargs) and _has_levels(args[0]):
-        return _transformed(func, args, kwargs, result)
-    if len(args) == 2 and type(args[1]) is DiscreteSample and _only_numbers(args[:1], kwargs):
-        if _has_levels(args[1]):
-            return _transformed(func, args, kwargs, result)
-    return result
+    """A function with a derivative: float samples run as plain tensors.
 
-
-def _has_levels(sample: DiscreteSample) -> bool:
-    return not is_opaque(sample)
-
-
-def _only_numbers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    for arg in args:
-        if isinstance(arg, Tensor):
-            return False
-    return not any(isinstance(arg, Tensor) for arg in kwargs.values())
-
-
-def _transformed(func: Callable, args: tuple, kwargs: dict[str, Any], value: Tensor) -> Tensor:
-    """A float sample under a function of numbers: still a function of its scalars."""
-    (sample,) = (arg for arg in args if type(arg) is DiscreteSample)
-    if type(value) is not Tensor or value.shape != sample._value.shape:
+    With numbers as its other arguments it leaves a function of the same scalars.
+    """
+    value = run_plain(func, args, kwargs)
+    if type(value) is DiscreteSample:
+        return value
+    first = args[0]
+    if type(first) is not DiscreteSample:
+        if len(args) < 2 or isinstance(first, Tensor) or type(args[1]) is not DiscreteSample:
+            return value
+        sample, others = args[1], (first, *args[2:])
+    else:
+        sample, others = first, args[1:]
+    for other in others:
+        if isinstance(other, Tensor):
+            return value
+    if kwargs and any(isinstance(other, Tensor) for other in kwargs.values()):
+        return value
+    if is_opaque(sample) or type(value) is not Tensor or value.shape != sample._value.shape:
         return value
 
     def levels() -> Tensor:
         with torch.no_grad():
-            plain = [levels_of(arg) if arg is sample else arg for arg in args]
-            return func(*plain, **kwargs)
+            return func(*[arg.levels if arg is sample else arg for arg in args], **kwargs)
 
-    return discrete(value, sample._latents, factors_of(sample), levels)
+    return discrete(value, sample._latents, sample.factors, levels)
+
+
+@rule("where")
+def where(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """``where(condition, a, b)``; with the condition alone it asks for positions."""
+    if len(args) + len(kwargs) == 1:
+        raise leak(func, latents_in(list(samples_in((args, kwargs)))))
+    return run_plain(func, args, kwargs)
 
 
 def elementwise(
@@ -125,13 +128,15 @@ def elementwise(
     num_dims = value.dim()
     distinct = list({id(sample): sample for sample in by_levels}.values())
     factors, places = merged(
-        [[factor.padded(num_dims) for factor in factors_of(sample)] for sample in distinct]
+        [[factor.padded(num_dims) for factor in sample.factors] for sample in distinct]
     )
-    if math.prod(factor.num_levels for factor in factors) > _MAX_LEVELS:
-        return _too_many(func, args, kwargs, factors, latents)
+    if math.prod(factor.num_levels for factor in factors) > MAX_LEVELS:
+        if getattr(func, "__name__", "") in _ADDITIVE:
+            return linear(func, args, kwargs)
+        raise too_many_levels(func, latents, len(factors), MAX_LEVELS)
     num_factors = len(factors)
     levels = {
-        id(sample): spread(levels_of(sample), place, num_factors)
+        id(sample): spread(sample.levels, place, num_factors)
         for sample, place in zip(distinct, places)
     }
     operands: list[Tensor] = []
@@ -168,7 +173,7 @@ def elementwise(
     except RuntimeError as error:
         if "ZeroDivisionError" not in str(error):
             raise
-        raise refusal(operation_name(func), latents) from error
+        raise refused(func, args, kwargs) from error
     if value.is_floating_point() and not operands:
         return discrete(result, latents, factors, levels_at)
     return result
@@ -198,31 +203,6 @@ def spread(levels: Tensor, places: Sequence[int], num_factors: int) -> Tensor:
     return levels.reshape(*levels.shape[:lead], *sizes)
 
 
-_ADDITIVE = {"add", "sub", "subtract", "rsub", "__add__", "__radd__", "__sub__", "__rsub__"}
-
-
-def _too_many(
-    func: Callable,
-    args: tuple,
-    kwargs: dict[str, Any],
-    factors: Sequence[Factor],
-    latents: tuple[str, ...],
-) -> Tensor:
-    """A sum of many scalars keeps a float surrogate; another function of them is refused."""
-    if getattr(func, "__name__", "") in _ADDITIVE:
-        return linear(func, args, kwargs)
-    location = user_location()
-    name = operation_name(func)
-    raise IntractableError(
-        f"{name} at {location} is a function of {len(factors)} discrete scalars per element with more "
-        f"than {_MAX_LEVELS} joint levels, of latents {', '.join(map(repr, latents))}. Combine fewer of "
-        'them in one operation, or mark a guide site with infer={"silent": False} to have it sampled '
-        "with a score-function term.",
-        operation=name,
-        latents=latents,
-        location=location,
-    )
-
-
 register(steps, *STEPS)
+register(integral, *SMOOTH, *POINTWISE, table=INTEGRAL_RULES)
 register(smooth, *SMOOTH)

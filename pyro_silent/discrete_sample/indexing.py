@@ -15,26 +15,23 @@ from torch import Tensor
 
 from pyro_silent.discrete_sample.elementwise import elementwise, spread
 from pyro_silent.discrete_sample.factor import Factor, merged
-from pyro_silent.discrete_sample.leaks import settled
+from pyro_silent.discrete_sample.outcome import outcome, settled
+from pyro_silent.discrete_sample.refusals import in_place, leak
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     counting,
     discrete,
-    factors_of,
-    in_place,
     is_float,
+    is_opaque,
     is_pure,
     latents_in,
-    leak,
-    levels_of,
-    no_rule,
-    outcome,
+    plain_values,
     pure,
+    refused,
     run_plain,
     samples_in,
 )
 from pyro_silent.discrete_sample.structure import by_positions, sliced, structural
-from pyro_silent.discrete_sample.surrogates import plain_values
 from pyro_silent.discrete_sample.table import rule
 from pyro_silent.errors import ConfigurationError
 
@@ -51,11 +48,11 @@ def getitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     samples = list(samples_in(entries))
     if not samples:
         return by_positions(func, args, kwargs)
+    if any(isinstance(entry, (list, tuple)) and any(samples_in(entry)) for entry in entries):
+        raise leak(func, latents_in(samples), "Index by torch.stack([...]) instead of a list")
     entries = tuple(_settled_mask(func, entry) for entry in entries)
     if not any(type(entry) is DiscreteSample for entry in entries):
         return table[entries]
-    if any(isinstance(entry, list) and any(samples_in(entry)) for entry in entries):
-        raise leak(func, latents_in(samples), "Index by torch.stack([...]) instead of a list")
     dims = _dims_of(entries, table.dim())
     return lookup(table, entries, dims, lambda plain: plain[plain_values(entries)])
 
@@ -104,6 +101,8 @@ def lookup(
     if type(table) is DiscreteSample and not (is_float(table) and is_pure(table)):
         return _table_of_samples(table, shown, entries, read)
     samples = [entry for entry in entries if type(entry) is DiscreteSample]
+    if any(map(is_opaque, samples)):
+        raise refused(Tensor.__getitem__, samples)
     plain = plain_values(table)
     _check_range(plain, entries)
     value = read(plain)
@@ -114,12 +113,12 @@ def lookup(
     distinct = list({id(sample): sample for sample in samples}.values())
     groups = []
     for sample in distinct:
-        group = [factor.padded(batch_dims) for factor in factors_of(sample)]
+        group = [factor.padded(batch_dims) for factor in sample.factors]
         groups.append([_placed(factor, front, rest_dims) for factor in group])
     factors, places = merged(groups)
     num_factors = len(factors)
     levels = {
-        id(sample): spread(levels_of(sample), place, num_factors)
+        id(sample): spread(sample.levels, place, num_factors)
         for sample, place in zip(distinct, places)
     }
     operands = [plain]
@@ -216,11 +215,10 @@ def _table_of_samples(
     table: DiscreteSample, shown: Sequence[Any], entries: Sequence[Any], read: Callable
 ) -> Tensor:
     """Samples read at samples: the codes are read as tables."""
-    factors = factors_of(table)
-    levels = levels_of(table)
     samples = [entry for entry in entries if type(entry) is DiscreteSample]
-    if levels.dim() > len(factors) or any(map(is_opaque_entry, samples)):
-        raise no_rule(Tensor.__getitem__, table, *samples)
+    if any(map(is_opaque, [table, *samples])) or table.levels.dim() > len(table.factors):
+        raise refused(Tensor.__getitem__, table, *samples)
+    factors, levels = table.factors, table.levels
     shape = table._value.shape
     latents = latents_in([table, *samples])
 
@@ -238,11 +236,6 @@ def _table_of_samples(
     else:
         value = read(table._value)
     return discrete(value, latents, tuple(moved), levels)
-
-
-def is_opaque_entry(sample: DiscreteSample) -> bool:
-    """Whether an index has lost its levels."""
-    return sample._lost is not None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -349,7 +342,7 @@ def one_hot(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         {},
         [entries],
     )
-    (factor, *others) = factors_of(sample)
+    (factor, *others) = sample.factors
     if sample._levels is counting(num_classes, sample.device) and not others:
         result._rows = factor.padded(sample.dim())
     return result
@@ -368,5 +361,4 @@ def setitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
             return None
     if any(samples_in(index)) or any(not is_float(sample) for sample in samples_in(value)):
         raise in_place(func, latents)
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **kwargs)
+    return func(*plain_values(args), **kwargs)

@@ -13,17 +13,15 @@ from pyro_silent.discrete_sample.factor import Factor
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     discrete,
-    factors_of,
     is_float,
     is_pure,
     latents_in,
-    levels_of,
-    no_rule,
+    plain_values,
     pure,
+    refused,
     run_plain,
 )
-from pyro_silent.discrete_sample.surrogates import plain_values
-from pyro_silent.discrete_sample.table import rule
+from pyro_silent.discrete_sample.table import register, rule
 
 
 @rule("cat", "concat", "concatenate")
@@ -39,24 +37,24 @@ def _cat(
     samples = [tensor for tensor in tensors if type(tensor) is DiscreteSample]
     if all(is_float(sample) for sample in samples):
         return _cat_floats(func, tensors, samples, dim)
-    if out is not None or any(len(factors_of(sample)) > 1 for sample in samples):
-        raise no_rule(func, *samples)
+    if out is not None or any(len(sample.factors) != 1 for sample in samples):
+        raise refused(func, samples)
     tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
     value = torch.cat([plain_values(tensor) for tensor in tensors], dim)
     if value.is_floating_point():
         floats = [t.to(value.dtype) for t in tensors]
         return _cat_floats(func, floats, [t for t in floats if type(t) is DiscreteSample], dim)
     dim %= value.dim()
-    num_levels = max(factors_of(sample)[0].num_levels for sample in samples)
-    dtype = factors_of(samples[0])[0].origin.dtype
+    num_levels = max(sample.factors[0].num_levels for sample in samples)
+    dtype = samples[0].factors[0].origin.dtype
     codes = [_full_code(tensor, num_levels, dtype) for tensor in tensors]
     code = torch.cat(codes, dim)
-    first = levels_of(samples[0])
-    if len(samples) == len(tensors) and all(levels_of(sample) is first for sample in samples):
+    first = samples[0].levels
+    if len(samples) == len(tensors) and all(sample.levels is first for sample in samples):
         levels = first
     else:
         levels = torch.cat([_full_levels(t, num_levels, value.dtype) for t in tensors], dim)
-    soft = any(factors_of(sample)[0].soft for sample in samples)
+    soft = any(sample.factors[0].soft for sample in samples)
     factor = Factor(code, code, binary=False, soft=soft)
     return discrete(value, latents_in(samples), (factor,), levels)
 
@@ -79,7 +77,7 @@ def _cat_floats(
 
 def _full_code(tensor: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
     if type(tensor) is DiscreteSample:
-        (factor,) = factors_of(tensor)
+        (factor,) = tensor.factors
         code = factor.padded(tensor.dim()).code.to(dtype)
         code = code.expand(*tensor.shape, code.shape[-1])
         return F.pad(code, (0, num_levels - code.shape[-1]))
@@ -91,7 +89,7 @@ def _full_code(tensor: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
 def _full_levels(tensor: Tensor, num_levels: int, dtype: torch.dtype) -> Tensor:
     if type(tensor) is not DiscreteSample:
         return tensor.to(dtype)[..., None].expand(*tensor.shape, num_levels)
-    levels = levels_of(tensor).to(dtype)
+    levels = tensor.levels.to(dtype)
     levels = levels.expand(*tensor.shape, levels.shape[-1])
     return torch.cat(
         [levels, levels[..., :1].expand(*tensor.shape, num_levels - levels.shape[-1])], -1
@@ -106,3 +104,20 @@ def stack(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def _stack(tensors: Sequence[Tensor], dim: int = 0, **named: Any) -> Tensor:
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim, **named)
+
+
+def _piled(dim: int, num_dims: int) -> Callable:
+    """``hstack`` and its kin: concatenation along a dim, of tensors of at least ``num_dims`` dims."""
+
+    def apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        widen = (torch.atleast_1d, torch.atleast_2d, torch.atleast_3d)[num_dims - 1]
+        (tensors,) = (*args, *kwargs.values())
+        wide = [widen(tensor) for tensor in tensors]
+        return torch.cat(wide, 0 if wide[0].dim() == 1 else dim)
+
+    return apply
+
+
+register(_piled(1, 1), "hstack")
+register(_piled(0, 2), "vstack", "row_stack")
+register(_piled(2, 3), "dstack")

@@ -9,50 +9,29 @@ import torch
 from torch import Tensor
 
 from pyro_silent.discrete_sample.metadata import plain
+from pyro_silent.discrete_sample.outcome import settled
+from pyro_silent.discrete_sample.refusals import in_place, leak
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
-    hard,
-    in_place,
     is_float,
-    is_opaque,
     latents_in,
-    leak,
-    levels_of,
-    no_rule,
+    refused,
     samples_in,
 )
 from pyro_silent.discrete_sample.table import RULES, rule
 
 
-def settled(sample: DiscreteSample) -> Tensor | None:
-    """The plain value of a bool sample that is the same at every level, such as a support check."""
-    if is_opaque(sample) or sample._value.dtype != torch.bool:
-        return None
-    levels = levels_of(sample)
-    num_factors = len(sample._factors or ())
-    flat = levels.flatten(levels.dim() - num_factors)
-    if bool((flat == flat[..., :1]).all()):
-        return hard(sample)
-    return None
-
-
 @rule(
     *("__bool__", "item", "tolist", "__int__", "__float__", "__index__", "__complex__", "numpy"),
     *("__array__", "nonzero", "argwhere", "unique", "unique_consecutive", "bincount", "equal"),
-    *(
-        "allclose",
-        "is_nonzero",
-        "__contains__",
-        "histc",
-        "histogram",
-        "__reduce_ex__",
-        "__reduce__",
-    ),
-    *("__dlpack__", "__setstate__", "__cuda_array_interface__", "nonzero_static", "is_storage_"),
+    *("allclose", "is_nonzero", "__contains__", "histc", "histogram", "nonzero_static"),
+    *("__reduce_ex__", "__reduce__", "__setstate__", "__dlpack__", "storage", "untyped_storage"),
 )
 def needs_value(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Python values and data-dependent shapes, unless the sample does not depend on its latents."""
     samples = list(samples_in((args, kwargs)))
+    if not torch.is_grad_enabled():
+        return plain(func, args, kwargs)
     if len(args) == 1 and type(args[0]) is DiscreteSample:
         value = settled(args[0])
         if value is not None:
@@ -60,10 +39,10 @@ def needs_value(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     raise leak(func, latents_in(samples))
 
 
-@rule("bernoulli", "poisson", "multinomial", "normal", "binomial", "dropout_")
+@rule("bernoulli", "poisson", "multinomial", "normal", "binomial")
 def draws(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A draw has a derivative of zero."""
-    raise no_rule(func, *samples_in((args, kwargs)))
+    raise refused(func, args, kwargs)
 
 
 def write(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -80,3 +59,4 @@ for _name in dir(Tensor):
     _is_write = _name.endswith("_") and not _name.startswith("_") and _name != "requires_grad_"
     if callable(_method) and (_is_write or _name in {f"__i{verb}__" for verb in _WRITES}):
         RULES[_method] = write
+RULES[Tensor.data.__set__] = write

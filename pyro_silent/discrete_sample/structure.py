@@ -14,23 +14,21 @@ import torch
 from torch import Tensor
 
 from pyro_silent.discrete_sample.factor import Move
+from pyro_silent.discrete_sample.refusals import leak
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     discrete,
-    factors_of,
     is_opaque,
     is_pure,
     latents_in,
-    leak,
-    levels_of,
-    no_rule,
     opaque,
+    plain_values,
     pure,
+    refused,
     run_plain,
     samples_in,
 )
-from pyro_silent.discrete_sample.surrogates import plain_values
-from pyro_silent.discrete_sample.table import RULES, functions, properties, register
+from pyro_silent.discrete_sample.table import RULES, properties, register, rule
 
 Shape = Sequence[int]
 Plan = Callable[..., tuple[Move, bool]]  # how to move, and whether the last dim is left alone
@@ -46,7 +44,7 @@ def structural(plan: Plan) -> Callable:
         rest, named = plain_values(args[1:]), plain_values(kwargs)
         value = func(sample._value, *rest, **named)
         if isinstance(value, Tensor) and value.dtype != sample._value.dtype:
-            raise no_rule(func, sample)  # view(dtype) reads the bits
+            raise refused(func, sample)  # view(dtype) reads the bits
         if type(value) is not Tensor:
             return _several(func, sample, value, rest, named)
         if is_pure(sample) and sample._rows is None:
@@ -69,10 +67,10 @@ def moved(sample: DiscreteSample, value: Tensor, move: Move, keeps_last: bool) -
     if rows is not None:
         shape = sample._value.shape
         rows = rows.moved(lambda origin, trailing: move(origin.expand(shape), 0))
-    before = factors_of(sample)
+    before = sample.factors
     num_dims = sample._value.dim()
     factors = tuple(factor.padded(num_dims).moved(move) for factor in before)
-    levels = levels_of(sample)
+    levels = sample.levels
     if levels.dim() > len(before):
         missing = num_dims - (levels.dim() - len(before))
         levels = move(levels[(None,) * missing], len(before))
@@ -85,7 +83,7 @@ def _moved_opaque(
     surrogate = sample._surrogate
     if surrogate is not None:
         surrogate = func(surrogate, *rest, **named)
-    return opaque(value, sample._latents, sample._lost or "", surrogate)
+    return opaque(value, [sample], sample._lost, surrogate)
 
 
 def _several(
@@ -100,7 +98,7 @@ def _several(
         if sample._surrogate is not None:
             surrogates = func(sample._surrogate, *rest, **named)
         return type(values)(
-            opaque(value, sample._latents, sample._lost or "", surrogate)
+            opaque(value, [sample], sample._lost, surrogate)
             for value, surrogate in zip(values, surrogates)
         )
     shape = sample._value.shape
@@ -130,11 +128,11 @@ def _by_positions(sample: DiscreteSample, shape: Shape, positions: Tensor) -> tu
 def by_positions(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Any function that moves elements, by what it does to their positions."""
     sample = args[0] if args else None
-    if type(sample) is not DiscreteSample:
-        return run_plain(func, args, kwargs)
     others = list(samples_in((args[1:], kwargs)))
     if others:
         raise leak(func, latents_in(others))
+    if type(sample) is not DiscreteSample:
+        return run_plain(func, args, kwargs)
 
     def plan(shape: Shape, new_shape: Shape, *rest: Any, **named: Any) -> tuple[Move, bool]:
         positions = func(_positions(shape, sample._value.device), *rest, **named)
@@ -260,7 +258,7 @@ register(
     by_positions,
     *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "repeat_interleave", "narrow"),
     *("select", "diagonal", "unfold", "movedim", "moveaxis", "unbind", "split", "chunk", "hsplit"),
-    *("split_with_sizes", "vsplit", "dsplit", "tensor_split", "swapaxes_", "masked_select"),
+    *("split_with_sizes", "vsplit", "dsplit", "tensor_split", "masked_select"),
     *("atleast_1d", "atleast_2d", "atleast_3d", "__reversed__", "narrow_copy", "unsafe_chunk"),
 )
 
@@ -273,6 +271,7 @@ def iterate(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 RULES[Tensor.__iter__] = iterate
 
 
+@rule("broadcast_tensors")
 def broadcast_tensors(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Each tensor expanded to the common shape."""
     tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
@@ -280,5 +279,14 @@ def broadcast_tensors(func: Callable, args: tuple, kwargs: dict[str, Any]) -> An
     return tuple(tensor if tensor.shape == shape else tensor.expand(shape) for tensor in tensors)
 
 
-for _function in functions("broadcast_tensors"):
-    RULES[_function] = broadcast_tensors
+@rule("meshgrid")
+def meshgrid(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Vectors, each along a dim of its own."""
+    tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    grid = [tensor.reshape(-1) for tensor in tensors]
+    shape = [tensor.shape[0] for tensor in grid]
+    last = len(grid) - 1
+    result = [tensor[(...,) + (None,) * (last - i)].expand(shape) for i, tensor in enumerate(grid)]
+    if kwargs.get("indexing") == "xy" and last > 0:
+        result = [tensor.transpose(0, 1) for tensor in result]
+    return tuple(result)

@@ -13,7 +13,10 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 Rule = Callable[[Callable, Arguments, Keywords], Any]
 
-RULES: dict[Callable, Rule] = {}
+RULES: dict[Callable, Rule] = {}  # for all samples
+INTEGRAL_RULES: dict[
+    Callable, Rule
+] = {}  # for functions with an integer or bool sample, after RULES
 
 _RuleType = TypeVar("_RuleType", bound=Callable)
 _HOMES = (torch, Tensor, F, torch.special, torch.linalg, torch._C._nn)
@@ -35,17 +38,17 @@ def properties(*names: str) -> list[Callable]:
     return [getattr(Tensor, name).__get__ for name in names if hasattr(Tensor, name)]
 
 
-def register(rule: Rule, *names: str) -> None:
+def register(rule: Rule, *names: str, table: dict[Callable, Rule] = RULES) -> None:
     """Make ``rule`` the rule for all torch functions of these names."""
     for function in functions(*names):
-        RULES[function] = rule
+        table[function] = rule
 
 
-def rule(*names: str) -> Callable[[_RuleType], _RuleType]:
+def rule(*names: str, table: dict[Callable, Rule] = RULES) -> Callable[[_RuleType], _RuleType]:
     """Decorator: the rule for all torch functions of these names."""
 
     def decorate(function: _RuleType) -> _RuleType:
-        register(function, *names)
+        register(function, *names, table=table)
         return function
 
     return decorate
