@@ -2,6 +2,7 @@
 
 from pyro_silent.estimators.estimator import Estimator
 from pyro_silent.estimators.gapped_straight_through import GappedStraightThrough
+from pyro_silent.estimators.gumbel_rao import GumbelRao
 from pyro_silent.estimators.gumbel_softmax import GumbelSoftmax
 from pyro_silent.estimators.reinmax import ReinMax
 from pyro_silent.estimators.straight_through import StraightThrough
@@ -11,6 +12,7 @@ from pyro_silent.estimators.zgr import ZGR
 __all__ = [
     "Estimator",
     "GappedStraightThrough",
+    "GumbelRao",
     "GumbelSoftmax",
     "ReinMax",
     "StraightThrough",

@@ -17,8 +17,8 @@ ONE_HOT_AND_BERNOULLI = [
     pyro_silent.StraightThrough(0.5),
     pyro_silent.StraightThroughGumbelSoftmax(),
     pyro_silent.StraightThroughGumbelSoftmax(0.1),
-    # GR pyro_silent.GumbelRao(1.0, 1),
-    # GR pyro_silent.GumbelRao(0.5, 10),
+    pyro_silent.GumbelRao(1.0, 1),
+    pyro_silent.GumbelRao(0.5, 10),
     pyro_silent.ZGR(),
     pyro_silent.ReinMax(),
     pyro_silent.ReinMax(2.0),
@@ -27,7 +27,7 @@ ONE_HOT_AND_BERNOULLI = [
     pyro_silent.GumbelSoftmax(),
     pyro_silent.GumbelSoftmax(0.1),
 ]
-BERNOULLI_ONLY = []  # GR
+BERNOULLI_ONLY = [pyro_silent.GumbelRao(0.1, None)]
 
 
 class Case(NamedTuple):
