@@ -22,7 +22,7 @@ def audit(
     :return: for each site whether its term was bit-equal at both seeds.
     :raises PyroSilentError: if a term that is not sampled differs: the model draws numbers of its own
         (dropout, ``torch.randn``), a device adds up in no fixed order, or pyro_silent has a bug.
-    :raises ConfigurationError: if ``elbo`` is not a :class:`SilentELBO`.
+    :raises ConfigurationError: if ``elbo`` is not a loss of this package.
 
     Example::
 

@@ -14,9 +14,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_silent.elbo.engine import Particle
+from pyro_silent.elbo.engine import Particle, TreatmentELBO
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.silent import SilentELBO
+from pyro_silent.elbo.treatment import DRAWN
 from pyro_silent.errors import ConfigurationError, SampledSiteWarning, user_location
 
 _SEED = 0
@@ -26,7 +27,7 @@ _REDRAWS = 20
 class Watch(Messenger):
     """Notes where sample statements stand, and gives sites the values that were chosen for them.
 
-    Entered before the guide's treatment, it gives a value only where this leaves a site to be sampled.
+    Entered before the guide's treatment, it has the last word on the value of a site.
 
     :ivar locations: of the last sample statement by site name.
     :ivar first_locations: of the first ones, which are the guide's where it has the site.
@@ -47,8 +48,7 @@ class Watch(Messenger):
         self.first_locations.setdefault(msg["name"], self.locations[msg["name"]])
         if msg["infer"].get("is_auxiliary") and not msg["is_observed"]:
             self.auxiliary.add(self.locations[msg["name"]])
-        free = not msg["done"] and not msg["is_observed"] and msg["value"] is None
-        if free and msg["name"] in self.chosen:
+        if msg["name"] in self.chosen and not msg["is_observed"]:
             msg["value"] = self.chosen[msg["name"]]
             msg["done"] = True
 
@@ -61,7 +61,7 @@ class Experiment:
     """A pair of programs under a loss whose intractable terms are sampled, without its warnings.
 
     :param elbo: its options are used, it is not touched.
-    :raises ConfigurationError: if it is not a :class:`SilentELBO`.
+    :raises ConfigurationError: if it is not a loss of this package.
     """
 
     def __init__(
@@ -69,9 +69,10 @@ class Experiment:
     ) -> None:
         if elbo is None:
             elbo = SilentELBO(intractable="sample")
-        if not isinstance(elbo, SilentELBO):
+        if not isinstance(elbo, TreatmentELBO):
             raise ConfigurationError(
-                f"elbo: got {elbo!r}, expected a SilentELBO, or None for one with its defaults."
+                f"elbo: got {elbo!r}, expected a SilentELBO, or None for one with its defaults, or "
+                "another loss of pyro_silent."
             )
         self._programs = model, guide, args, kwargs
         self.elbo = _probe(elbo)
@@ -111,11 +112,12 @@ class Experiment:
         return found
 
 
-def _probe(elbo: SilentELBO) -> SilentELBO:
+def _probe(elbo: TreatmentELBO) -> TreatmentELBO:
     """A copy of a loss that samples what it must."""
     probe = copy.copy(elbo)
-    probe.intractable = "sample"
-    probe._warned, probe._plain = set(), dict(elbo._plain)
+    if isinstance(probe, SilentELBO):
+        probe.intractable = "sample"
+        probe._warned, probe._plain = set(), dict(probe._plain)
     return probe
 
 
@@ -148,13 +150,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def sampled_values(particle: Particle) -> dict[str, Tensor]:
-    """The values of the guide's latents that were neither treated nor enumerated."""
+    """The values of the guide's latents that were drawn for the whole run."""
     return {
-        name: site["value"]
+        name: site["value"].detach()
         for name, site in particle.guide_trace.nodes.items()
         if site["type"] == "sample"
         and not site["is_observed"]
-        and name not in particle.treated
+        and (name not in particle.treated or particle.treated[name].method in DRAWN)
         and not is_enumerated(site)
     }
 

@@ -10,7 +10,7 @@ from pyro_silent.diagnostics.experiment import Experiment, Watch, traces_of
 from pyro_silent.diagnostics.explanation import Explanation
 from pyro_silent.diagnostics.remedies import remedy, remedy_of_law
 from pyro_silent.diagnostics.undisturbed import undisturbed
-from pyro_silent.elbo.engine import Particle, Record
+from pyro_silent.elbo.engine import Particle, Record, TreatmentELBO
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.treatment import innermost
@@ -21,7 +21,7 @@ from pyro_silent.random_tensor.tensor import RandomTensor
 def explain(
     model: Callable, guide: Callable, *args: Any, elbo: Any = None, **kwargs: Any
 ) -> Explanation:
-    """How a :class:`SilentELBO` finds the term of each site: the plan, with reasons and places.
+    """How a loss finds the term of each site: the plan, with reasons and places.
 
     The programs run once, and where latents are sampled altogether (``infer={"silent": False}``, a law
     without known moments, a value that the program asked for) once more for each of those, to see which
@@ -29,13 +29,13 @@ def explain(
     not set up is not set up afterwards), gradients and the loss given are as they were.
 
     :param model: a Pyro model.
-    :param guide: a guide; any that :class:`SilentELBO` takes.
+    :param guide: a guide; any that the loss takes.
     :param args: arguments of both.
-    :param elbo: the :class:`SilentELBO` whose options are used; None for one with the defaults. Terms
-        that it would refuse are shown as sampled, with the reason of the refusal.
+    :param elbo: the loss to explain; None for a :class:`SilentELBO` with the defaults. Terms that a
+        :class:`SilentELBO` would refuse are shown as sampled, with the reason of the refusal.
     :param kwargs: keyword arguments of both.
     :return: an :class:`Explanation`: ``str()`` is a table, ``.rows`` is a list of dicts.
-    :raises ConfigurationError: if ``elbo`` is another loss.
+    :raises ConfigurationError: if ``elbo`` is not a loss of this package.
 
     What a model does may depend on its data and on its draws: the plan is that of these arguments. That
     terms shown as exact really are free of noise can be checked by :func:`audit`.
@@ -78,7 +78,7 @@ class _Run(NamedTuple):
     particle: Particle
     watch: Watch
     dependents: dict[str, set[tuple[str, str]]]
-    elbo: SilentELBO
+    elbo: TreatmentELBO
 
     def row(self, name: str) -> dict[str, Any]:
         """What is said of one site."""
@@ -118,15 +118,17 @@ class _Run(NamedTuple):
 
     def _lost_by(self, latent: str) -> str | None:
         """The line because of which a latent is sampled."""
-        leak = re.search(r" at (.+:\d+) needs ", self.elbo._plain.get(latent, ""))
+        leak = re.search(r" at (.+:\d+) needs ", self._leaks.get(latent, ""))
         return leak[1] if leak else self.watch.first_locations.get(latent)
 
     def _told(self, name: str, latent: str) -> str:
         """Why a term depends on a latent that is sampled, and what to write instead."""
         subject = "It" if name == latent else f"It depends on {latent!r}, which"
-        site, leaks = self.particle.guide_trace.nodes[latent], self.elbo._plain
+        site, leaks = self.particle.guide_trace.nodes[latent], self._leaks
         if not site["infer"].get("silent", True):
             return f'{subject} is sampled because of infer={{"silent": False}}.'
+        if not isinstance(self.elbo, SilentELBO):
+            return f"{subject} is {self._manner(latent)}."
         if latent in leaks:
             return f"{subject} is sampled: {leaks[latent].replace(_LAWS_HAVE_NO_VALUE, '')}"
         law = innermost(site["fn"])
@@ -135,6 +137,28 @@ class _Run(NamedTuple):
             f"{remedy_of_law(law)}"
         )
 
+    @property
+    def _leaks(self) -> dict[str, str]:
+        """Latents that the program asked for their values, and how."""
+        return self.elbo._plain if isinstance(self.elbo, SilentELBO) else {}
+
+    def _manner(self, latent: str) -> str:
+        """How a loss of samples draws a latent."""
+        treated = self.particle.treated.get(latent)
+        if treated is not None:
+            return _MANNERS[treated.method].format(getattr(self.elbo, "estimator", None))
+        fn = self.particle.guide_trace.nodes[latent]["fn"]
+        return "drawn, " + (
+            "reparameterized" if fn.has_rsample else "with a score-function gradient"
+        )
+
+
+_MANNERS = {
+    "straight-through": "a hard draw with the gradient of {}",
+    "relaxed": "a soft draw of {}",
+    "score function": "drawn, with a score-function gradient",
+    "antithetic": "drawn in antithetic pairs",
+}
 
 _LAWS_HAVE_NO_VALUE = (
     ", but an analytic latent is a law and has no value; one drawn value would bias the expectation"

@@ -26,6 +26,10 @@ from pyro_silent.random_tensor.transformed import images, is_image, is_pushforwa
 _WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
+DRAWN = frozenset(("straight-through", "relaxed", "score function", "antithetic"))
+"""Methods of treatment that give a site a plain value for the whole run."""
+
+
 class Treated(NamedTuple):
     """A guide site with the value chosen for it.
 

@@ -14,7 +14,6 @@ from pyro_silent.random_tensor.program import Call, Lost, is_cache, map_tensors,
 from pyro_silent.random_tensor.source import Source
 from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
-
 Sampler = Callable[[str, Distribution], "Tensor | None"]
 
 

@@ -14,9 +14,14 @@ from torch import nn
 
 from pyro_silent import (
     ConfigurationError,
+    DisARMELBO,
     Explanation,
+    GumbelRaoELBO,
     IntractableError,
+    LeaveOneOutELBO,
+    RelaxedELBO,
     SilentELBO,
+    audit,
     explain,
 )
 from pyro_silent.expectation.settings import current_points
@@ -301,3 +306,38 @@ def test_long_cells_are_wrapped():
     explanation = explain(model, guide)
     assert len(by_site(explanation)["x"]["sources"]) == 12
     assert max(map(len, str(explanation).splitlines())) < 120
+
+
+def _two_laws():
+    z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(torch.tensor([0.0, 2.0, 5.0])[z], 1.0), obs=torch.tensor(4.0))
+    pyro.sample("y", dist.Normal(w, 1.0), obs=torch.tensor(1.0))
+
+
+def _two_laws_guide():
+    pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(3))))
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("loss", "manner"),
+    [
+        (GumbelRaoELBO(0.5, 10), "a hard draw with the gradient of GumbelRao"),
+        (RelaxedELBO(0.5), "a soft draw of GumbelSoftmax"),
+        (LeaveOneOutELBO(2), "drawn, with a score-function gradient"),
+        (DisARMELBO(), "drawn, with a score-function gradient"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_losses_of_samples_are_explained(loss, manner):
+    rows = {row["site"]: row for row in explain(_two_laws, _two_laws_guide, elbo=loss).rows}
+    assert {name: row["method"] for name, row in rows.items()} == {
+        **{"z": "closed form", "w": "closed form"},
+        **{"x": "sampled", "y": "sampled"},
+    }
+    assert rows["x"]["sources"] == ("z",)
+    assert manner in rows["x"]["reason"]
+    assert "drawn, reparameterized" in rows["y"]["reason"]
+    assert loss.num_steps == 0
+    assert audit(_two_laws, _two_laws_guide, elbo=loss)["z"]
