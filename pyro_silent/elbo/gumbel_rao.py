@@ -28,6 +28,7 @@ class GumbelRaoELBO(StraightThroughELBO):
     :param temperature: :math:`\tau > 0`, or a schedule. Low: less bias, more variance.
     :param num_gumbels: conditional samples that estimate the expectation, drawn in the backward pass;
         memory does not depend on it. None: the exact expectation, for binary sites.
+    :param str points: how they are placed, see :class:`GumbelRao`.
 
     Example::
 
@@ -37,6 +38,11 @@ class GumbelRaoELBO(StraightThroughELBO):
     """
 
     def __init__(
-        self, temperature: Temperature = 1.0, num_gumbels: int | None = 100, **kwargs: Any
+        self,
+        temperature: Temperature = 1.0,
+        num_gumbels: int | None = 100,
+        *,
+        points: str = "lattice",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(GumbelRao(temperature, num_gumbels), **kwargs)
+        super().__init__(GumbelRao(temperature, num_gumbels, points=points), **kwargs)
