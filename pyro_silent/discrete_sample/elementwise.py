@@ -114,6 +114,8 @@ def elementwise(
     """``func`` at every combination of levels of the given samples."""
     if any(is_opaque(sample) for sample in by_levels):
         return linear(func, args, kwargs)
+    if not kwargs and _same_scalars(args, by_levels):
+        return _of_same_scalars(func, args, by_levels[0])
     latents = latents_in(by_levels)
     if kwargs.get("out") is not None:
         raise in_place(func, latents)
@@ -177,6 +179,37 @@ def elementwise(
     if value.is_floating_point() and not operands:
         return discrete(result, latents, factors, levels_at)
     return result
+
+
+def _same_scalars(args: tuple, by_levels: Sequence[DiscreteSample]) -> bool:
+    """Whether all arguments are numbers or samples of the same scalars; the usual case."""
+    first = by_levels[0]
+    chosen = 0
+    for arg in args:
+        if type(arg) is DiscreteSample:
+            if arg.factors is not first.factors or arg._value.shape != first._value.shape:
+                return False
+            chosen += 1
+        elif isinstance(arg, Tensor):
+            return False
+    return chosen == len(by_levels)
+
+
+def _of_same_scalars(func: Callable, args: tuple, first: DiscreteSample) -> Tensor:
+    value = func(*[hard(arg) if type(arg) is DiscreteSample else arg for arg in args])
+
+    def levels_at() -> Tensor:
+        found = [arg.levels if type(arg) is DiscreteSample else arg for arg in args]
+        with torch.no_grad():
+            try:
+                return func(*found).to(value.dtype)
+            except RuntimeError as error:
+                raise refused(func, args) from error
+
+    result = value
+    if value.is_floating_point():
+        result = outcome(value, first._latents, first.factors, levels_at, ())
+    return discrete(result, first._latents, first.factors, levels_at)
 
 
 class _Slot:

@@ -28,6 +28,8 @@ _DIFFERENTIABLE = {"T", "mT", "H", "mH", "real", "imag"}
 
 def plain(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The function on the plain tensors."""
+    if len(args) == 1 and not kwargs:
+        return func(plain_values(args[0]))
     return func(*plain_values(args), **plain_values(kwargs))
 
 
