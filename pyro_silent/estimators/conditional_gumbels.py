@@ -12,17 +12,19 @@ the softmax of X / tau needs is the ratios of these times, :math:`e^{X_j - X_k} 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_silent.estimators.point_set import POINT_SETS, PointSet
+from pyro_silent.estimators.point_set import POINT_SETS
 
 # Elements worked on at a time: on a CPU they stay in the second-level cache, on a GPU they fill it.
-_CPU_CHUNK = 2**16
+_CPU_CHUNK = 2**18
 _GPU_CHUNK = 2**24
-_MAX_ROWS = 512
+_MIN_DRAWS = 8
 _MAX_SQUARED_POWER = 128
 
 
@@ -46,54 +48,43 @@ def one_hot_product(
     :param str points: a key of ``POINT_SETS``.
     """
     num_categories = log_probs.shape[-1]
-    log_probs = log_probs.reshape(-1, num_categories)
-    gradient = gradient.reshape(-1, num_categories)
-    drawn = hard.reshape(-1, num_categories).argmax(-1, keepdim=True)
-    # the categories that lost: all from 1 on, with 0 in the place of the winner
-    others = torch.arange(1, num_categories, device=log_probs.device).expand(len(log_probs), -1)
-    others = torch.where(others == drawn, 0, others)
+    drawn = hard.reshape(-1, num_categories).argmax(-1).unsqueeze(0)
+    log_probs = _others(log_probs.reshape(-1, num_categories).t(), drawn)
+    gradient = gradient.reshape(-1, num_categories).t()
     # a constant added to v changes nothing: let the winner's be 0
-    relative = gradient.gather(1, others) - gradient.gather(1, drawn)
-    log_probs = log_probs.gather(1, others)
-
-    product = torch.empty_like(log_probs)
-    for rows in _row_blocks(log_probs, num_categories):
-        product[rows] = _block_product(
-            log_probs[rows].t().contiguous(),
-            relative[rows].t().contiguous(),
-            temperature,
-            num_gumbels,
-            POINT_SETS[points],
-        ).t()
-    result = hard.new_empty(hard.shape)
-    flat = result.view(-1, num_categories)
-    flat.scatter_(1, others, product).scatter_(1, drawn, -product.sum(-1, keepdim=True))
-    return result
-
-
-def _block_product(
-    log_probs: Tensor,
-    gradient: Tensor,
-    temperature: float,
-    num_gumbels: int,
-    point_set: type[PointSet],
-) -> Tensor:
-    """The product for ``[n - 1, rows]`` categories that lost, v relative to the winner's."""
+    gradient = _others(gradient, drawn).sub_(gradient.gather(0, drawn))
     weigher = RelativeWeights(log_probs, temperature)
     gradient = torch.where(weigher.possible, gradient, 0.0)
-    num_others, num_rows = log_probs.shape
-    points = point_set(num_gumbels, num_others + 1, num_rows, log_probs)
+
     product = torch.zeros_like(gradient)
-    for size in _chunk_sizes(num_gumbels, (num_others + 1) * num_rows, log_probs):
-        clocks = points.chunk(size).log2_()  # -E, in a unit that the ratio does not know
+    for chunk in _chunks(gradient, num_gumbels, num_categories):
+        if chunk.is_first:
+            block = gradient[:, chunk.rows]
+            stream = POINT_SETS[points](num_gumbels, num_categories, block.shape[1], block)
+        clocks = stream.fill(chunk.buffer).log2_()  # -E, in a unit that the ratio does not know
         ratio = clocks[:, 1:].mul_(clocks[:, :1].reciprocal())
-        weights = weigher(ratio)
-        slope = weights * gradient
+        weights = weigher(ratio, chunk.rows)
+        slope = torch.mul(weights, block, out=chunk.spare[:, 1:])
         total = weights.sum(1, keepdim=True).add_(1).reciprocal_()
         mean = slope.sum(1, keepdim=True).mul_(total)
-        torch.sub(gradient, mean, out=slope)
-        product += slope.mul_(weights.mul_(total)).sum(0)
-    return product.div_(num_gumbels * temperature)
+        torch.sub(block, mean, out=slope)
+        product[:, chunk.rows] += slope.mul_(weights.mul_(total)).sum(0)
+    product.div_(num_gumbels * temperature)
+    return _with_winner(product, drawn).t().reshape(hard.shape)
+
+
+def _others(table: Tensor, drawn: Tensor) -> Tensor:
+    """Drop the winner of each column: all entries but the first, which takes the winner's place."""
+    moved = torch.where(drawn == 0, table[1], table[0])
+    return table[1:].contiguous().scatter_(0, (drawn - 1).clamp_min_(0), moved)
+
+
+def _with_winner(others: Tensor, drawn: Tensor) -> Tensor:
+    """Undo :func:`_others`; the winner's entry makes every column sum to 0."""
+    winner = -others.sum(0, keepdim=True)
+    moved = others.gather(0, (drawn - 1).clamp_min_(0))
+    table = torch.cat([torch.where(drawn == 0, winner, moved), others])
+    return table.scatter_(0, drawn, winner)
 
 
 def bernoulli_derivative(
@@ -106,17 +97,17 @@ def bernoulli_derivative(
     :param Tensor log_odds: of the value that was drawn, any shape.
     """
     flat = log_odds.reshape(-1)
-    derivative = torch.empty_like(flat)
-    for rows in _row_blocks(flat, 1):
-        weigher = RelativeWeights(torch.nn.functional.logsigmoid(-flat[rows]), temperature)
-        stream = POINT_SETS[points](num_gumbels, 1, len(flat[rows]), flat)
-        total = torch.zeros_like(flat[rows])
-        for size in _chunk_sizes(num_gumbels, len(total), flat):
-            uniform = stream.chunk(size).squeeze(1)
-            weights = weigher(uniform.div_(1 - uniform))
-            total += weights.div_((1 + weights).square_()).sum(0)
-        derivative[rows] = total.div_(num_gumbels * temperature)
-    return derivative.view(log_odds.shape)
+    weigher = RelativeWeights(torch.nn.functional.logsigmoid(-flat), temperature)
+    derivative = torch.zeros_like(flat)
+    for chunk in _chunks(flat, num_gumbels, 1):
+        if chunk.is_first:
+            block = derivative[chunk.rows]
+            stream = POINT_SETS[points](num_gumbels, 1, len(block), block)
+        uniform = stream.fill(chunk.buffer)
+        odds = uniform.div_(torch.sub(1, uniform, out=chunk.spare))
+        weights = weigher(odds, chunk.rows)
+        block += weights.div_(torch.add(weights, 1, out=chunk.spare).square_()).sum((0, 1))
+    return derivative.div_(num_gumbels * temperature).view(log_odds.shape)
 
 
 class RelativeWeights:
@@ -138,11 +129,12 @@ class RelativeWeights:
             self._scale = (-log_probs).exp()
             self.possible = self._scale < torch.inf
 
-    def __call__(self, ratio: Tensor) -> Tensor:
-        """The weights at ``ratio`` = E_j / E_k, which is overwritten."""
+    def __call__(self, ratio: Tensor, rows: slice) -> Tensor:
+        """The weights at ``ratio`` = E_j / E_k, ``[*, *categories, rows]``, which is overwritten."""
+        scale = self._scale[..., rows]
         if self._factored:
-            return _inverse_power(ratio.add_(self._probs), self._power).mul_(self._scale)
-        return _inverse_power(ratio.mul_(self._scale).add_(1), self._power)
+            return _inverse_power(ratio.add_(self._probs[..., rows]), self._power).mul_(scale)
+        return _inverse_power(ratio.mul_(scale).add_(1), self._power)
 
 
 def _inverse_power(base: Tensor, power: float) -> Tensor:
@@ -163,17 +155,31 @@ def _inverse_power(base: Tensor, power: float) -> Tensor:
     return product.reciprocal_()
 
 
-def _row_blocks(rows: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the first dim."""
-    limit = _CPU_CHUNK if rows.device.type == "cpu" else _GPU_CHUNK
-    size = max(1, limit // width)
-    if rows.device.type == "cpu":
-        size = min(size, _MAX_ROWS)
-    return (slice(start, start + size) for start in range(0, len(rows), size))
+class Chunk(NamedTuple):
+    """Some draws of some rows.
+
+    :ivar rows: which rows.
+    :ivar is_first: whether no draws of these rows came before.
+    :ivar buffer: memory to work in, ``[draws, width, rows]``; the same for all chunks.
+    :ivar spare: as much again.
+    """
+
+    rows: slice
+    is_first: bool
+    buffer: Tensor
+    spare: Tensor
 
 
-def _chunk_sizes(count: int, width: int, like: Tensor) -> Iterator[int]:
-    """Parts of ``count``, equal but for the last."""
-    limit = _CPU_CHUNK if like.device.type == "cpu" else _GPU_CHUNK
-    size = max(1, min(count, limit // max(width, 1)))
-    return (min(size, count - start) for start in range(0, count, size))
+def _chunks(table: Tensor, num_draws: int, width: int) -> Iterator[Chunk]:
+    """All draws of the rows along the last dim of ``table``, of ``width`` elements each."""
+    num_rows = table.shape[-1]
+    limit = _CPU_CHUNK if table.device.type == "cpu" else _GPU_CHUNK
+    rows_at_once = min(num_rows, max(1, limit // (width * min(num_draws, _MIN_DRAWS))))
+    draws_at_once = min(num_draws, max(1, limit // (width * max(rows_at_once, 1))))
+    memory = table.new_empty(2, draws_at_once * width * rows_at_once)
+    for start in range(0, num_rows, max(rows_at_once, 1)):
+        rows = slice(start, min(start + rows_at_once, num_rows))
+        for first in range(0, num_draws, draws_at_once):
+            shape = min(draws_at_once, num_draws - first), width, rows.stop - rows.start
+            buffer, spare = memory[:, : math.prod(shape)].view(2, *shape)
+            yield Chunk(rows, first == 0, buffer, spare)

@@ -36,18 +36,20 @@ class PointSet(ABC):
         self.like = like
 
     @abstractmethod
-    def chunk(self, size: int) -> Tensor:
-        """The next ``size`` points, ``[size, num_dims, num_rows]``; all chunks but the last are alike."""
+    def fill(self, out: Tensor) -> Tensor:
+        """Overwrite ``out`` with the next points, ``[size, num_dims, num_rows]``, and return it.
+
+        All calls but the last, which brings the number of points to K, have the same size.
+        """
 
 
 class IndependentPoints(PointSet):
     """Points that have nothing to do with each other: plain Monte Carlo."""
 
-    def chunk(self, size: int) -> Tensor:
+    def fill(self, out: Tensor) -> Tensor:
         """See :class:`PointSet`."""
-        uniform = self.like.new_empty(size, self.num_dims, self.num_rows).uniform_()
         # uniform_ returns multiples of a grid's step, among them 0 and not 1
-        return uniform.clamp_min_(torch.finfo(self.like.dtype).eps / 4)
+        return out.uniform_().clamp_min_(torch.finfo(out.dtype).eps / 4)
 
 
 class LatticePoints(PointSet):
@@ -79,17 +81,20 @@ class LatticePoints(PointSet):
             num_points, num_dims, like.device
         )
         self._first: Tensor | None = None
+        self._left = num_points
 
-    def chunk(self, size: int) -> Tensor:
+    def fill(self, out: Tensor) -> Tensor:
         """See :class:`PointSet`."""
+        size = len(out)
         if self._first is None:
-            index = torch.arange(size, device=self.like.device)
+            index = torch.arange(size, device=out.device)
             self._first = self._coordinates(index.unsqueeze(-1) * self._vector)
             self._stride = self._coordinates(size * self._vector)
-        uniform = self._first[:size] + self._shift
-        self._shift += self._stride
-        self._shift.sub_((self._shift >= 0).to(self._shift.dtype), alpha=2)
-        return uniform.abs_().sub_(1).abs_()
+        elif size <= self._left:
+            shift = self._shift.add_(self._stride)
+            shift.sub_((shift / 2).floor_().add_(1), alpha=2)  # back to [-2, 0)
+        self._left -= size
+        return torch.add(self._first[:size], self._shift, out=out).abs_().sub_(1).abs_()
 
     def _coordinates(self, multiples: Tensor) -> Tensor:
         """``2 {multiples / K}`` rounded down to the grid, with a last dim of size 1."""
