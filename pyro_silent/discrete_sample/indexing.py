@@ -37,6 +37,8 @@ _slices = structural(sliced)
 def getitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """``table[index]`` with samples in the table, the index, or both."""
     table, index = args
+    if type(index) is DiscreteSample and index._value.dtype == torch.int64:
+        return lookup(table, [index, *dims_of((), len(table.shape) - 1)], lambda t: t[index._value])
     entries = index if isinstance(index, tuple) else (index,)
     if type(table) is DiscreteSample and all(map(_is_basic, entries)):
         return _slices(func, args, kwargs)

@@ -31,7 +31,7 @@ def outcome(
             levels = levels_at(*operands)
         return discrete(value, latents, factors, levels)
     codes = aligned(value.dim(), [factor.code for factor in factors])
-    if not any(factor.soft for factor in factors):
+    if True not in [factor.soft for factor in factors]:
         return Attach.apply(value, levels_at, operands, *codes)
     levels = levels_at(*operands)
     levels = levels[(None,) * (codes[0].dim() - levels.dim())].to(value.dtype)
@@ -41,6 +41,8 @@ def outcome(
 
 def aligned(num_dims: int, codes: Sequence[Tensor]) -> list[Tensor]:
     """Codes ``[*dims, L_i]`` with ``num_dims`` dims and then a dim for each code."""
+    if len(codes) == 1 and codes[0].dim() == num_dims + 1:
+        return list(codes)
     result = []
     for i, code in enumerate(codes):
         trailing = [1] * len(codes)

@@ -163,7 +163,7 @@ def discrete(
     sample._value = value
     sample._latents = latents
     sample._factors = factors
-    sample._soft = any(factor.soft for factor in factors)
+    sample._soft = True in [factor.soft for factor in factors]
     if isinstance(levels, Tensor):
         sample._levels = levels
     else:

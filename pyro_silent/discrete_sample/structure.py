@@ -275,8 +275,10 @@ RULES[Tensor.__iter__] = iterate
 def broadcast_tensors(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Each tensor expanded to the common shape."""
     tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
-    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
-    return tuple(tensor if tensor.shape == shape else tensor.expand(shape) for tensor in tensors)
+    return tuple(
+        tensor.expand(wide.shape) if type(tensor) is DiscreteSample else wide
+        for tensor, wide in zip(tensors, func(*plain_values(tuple(tensors))))
+    )
 
 
 @rule("meshgrid")
