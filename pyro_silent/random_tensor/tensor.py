@@ -221,7 +221,8 @@ def detach_form(form: Affine) -> Affine:
         )
         for term in form.terms
     )
-    return Affine(form.offset.detach(), terms)
+    base = None if form.base is None else form.base.detach()
+    return Affine(form.offset.detach(), terms, form.dtype, base)
 
 
 def _inside_autograd_function() -> bool:

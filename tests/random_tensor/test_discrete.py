@@ -314,3 +314,27 @@ def test_steps_of_sums_of_coins_do_not_see_rounding(program, dtype):
         for (values,), probability in oracles.joint_values([wide]):
             total = total + probability * program(values)
         torch.testing.assert_close(found.double(), total.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda b, z: b == 1,
+        lambda b, z: b.long(),
+        lambda b, z: 2 * b.long() + 1,
+        lambda b, z: z + 1,
+        lambda b, z: z == 1,
+        lambda b, z: torch.tensor([3, 1, 2])[z],
+        lambda b, z: (torch.tensor([3, 1, 2])[z] == 1).float(),
+    ],
+)
+def test_no_grad_changes_neither_dtype_nor_law(function):
+    b = random_tensor(dist.Bernoulli(torch.tensor([0.3, 0.6])))
+    z = random_tensor(dist.Categorical(torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])))
+    with torch.no_grad():
+        without = function(b, z)
+    with_grad = function(b, z)
+    assert without.dtype is with_grad.dtype
+    assert without.shape == with_grad.shape
+    torch.testing.assert_close(mean(without.float()), mean(with_grad.float()))
+    torch.testing.assert_close(variance(without.float()), variance(with_grad.float()))
