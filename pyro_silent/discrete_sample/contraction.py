@@ -5,9 +5,11 @@ Tensors are *aligned* when they have the same number of dims and each dim has si
 
 from __future__ import annotations
 
+import functools
 import math
 import string
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,36 +24,56 @@ def product_sum(
     Never builds the product where a matrix product does the same: an infinity then counts as the
     largest finite number.
     """
-    tensors = [weight, levels, *others]
-    full = _common([shape, *(t.shape for t in tensors)])
-    largest = max(math.prod(shape), *(t.numel() for t in tensors))
-    if math.prod(full) > 4 * largest:
+    tensors = (weight, levels, *others)
+    plan = _plan(tuple([tensor.shape for tensor in tensors]), tuple(shape))
+    if plan.equation is not None:
         limit = torch.finfo(levels.dtype).max
-        return _einsum([weight, levels.clamp(-limit, limit), *others], shape)
+        tensors = (weight, levels.clamp(-limit, limit), *others)
+        operands = [tensor.reshape(sizes) for tensor, sizes in zip(tensors, plan.sizes)]
+        return torch.einsum(plan.equation, *operands).reshape(plan.kept).expand(tuple(shape))
     for other in others:
         weight = weight * other
     product = weight * levels
     product = product.masked_fill((weight == 0).expand(product.shape), 0)
-    return product.expand(full).sum_to_size(tuple(shape))
+    return product.expand(plan.full).sum_to_size(tuple(shape))
 
 
-def _common(shapes: Sequence[Sequence[int]]) -> list[int]:
-    return [max(sizes) if min(sizes) else 0 for sizes in zip(*shapes)]
+class _Plan(NamedTuple):
+    """How aligned tensors of given shapes are multiplied and summed.
+
+    :ivar full: the shape of the product.
+    :ivar equation: for :func:`torch.einsum`, of the tensors without their dims of size 1; ``None`` where
+        the product is hardly larger than the largest tensor, and elementwise functions are faster.
+    :ivar kept: the shape of the result with size 1 along dims that no tensor has.
+    """
+
+    full: tuple[int, ...]
+    equation: str | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
+    kept: tuple[int, ...] = ()
 
 
-def _einsum(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    operands, present = [], set()
-    for tensor in tensors:
-        wide = [d for d, size in enumerate(tensor.shape) if size != 1]
-        present.update(wide)
-        letters = "".join(string.ascii_letters[d] for d in wide)
-        operands.append((letters, tensor.reshape([tensor.shape[d] for d in wide])))
+@functools.lru_cache(maxsize=4096)
+def _plan(shapes: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> _Plan:
+    full = _common([shape, *shapes])
+    if math.prod(full) <= 4 * max(map(math.prod, [shape, *shapes])):
+        return _Plan(full)
+    letters = string.ascii_letters
+    terms = [[d for d, size in enumerate(sizes) if size != 1] for sizes in shapes]
+    present = set().union(*terms)
     kept = [d for d, size in enumerate(shape) if size != 1 and d in present]
-    equation = ",".join(letters for letters, _ in operands)
-    equation += "->" + "".join(string.ascii_letters[d] for d in kept)
-    result = torch.einsum(equation, *(tensor for _, tensor in operands))
-    result = result.reshape([size if d in kept else 1 for d, size in enumerate(shape)])
-    return result.expand(tuple(shape))
+    equation = ",".join("".join(letters[d] for d in term) for term in terms)
+    equation += "->" + "".join(letters[d] for d in kept)
+    return _Plan(
+        full,
+        equation,
+        tuple(tuple(sizes[d] for d in term) for sizes, term in zip(shapes, terms)),
+        tuple(size if d in kept else 1 for d, size in enumerate(shape)),
+    )
+
+
+def _common(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(max(sizes) if min(sizes) else 0 for sizes in zip(*shapes))
 
 
 class Attach(torch.autograd.Function):
@@ -103,10 +125,9 @@ class Expectation(torch.autograd.Function):
     def forward(ctx: FunctionCtx, levels: Tensor, num_dims: int, *codes: Tensor) -> Tensor:
         """Contract the dims from ``num_dims`` on."""
         ctx.save_for_backward(levels, *codes)
-        shape = _common([levels.shape, *(code.shape for code in codes)])
-        shape[num_dims:] = [1] * (levels.dim() - num_dims)
-        result = product_sum(codes[0], levels, codes[1:], shape)
-        return result.reshape(shape[:num_dims])
+        shape = _common([levels.shape, *(code.shape for code in codes)])[:num_dims]
+        summed = (1,) * (levels.dim() - num_dims)
+        return product_sum(codes[0], levels, codes[1:], shape + summed).reshape(shape)
 
     @staticmethod
     @once_differentiable
