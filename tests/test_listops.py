@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -338,6 +340,17 @@ def test_what_the_model_takes_from_the_guide_is_what_it_would_compute(monkeypatc
     assert calls
 
 
+def test_the_mask_changes_nothing(monkeypatch):
+    """Unmasked, KL(q || p) of each merge is zero, with zero gradient: the docstring's claim."""
+    tree_lstm, batch = network(2), sentences(2)
+    masked = gradients(tree_lstm, batch, ZGR())
+    monkeypatch.setattr("pyro.poutine.mask", lambda mask: contextlib.nullcontext())
+    trace = poutine.trace(tree_lstm.guide).get_trace(batch)
+    assert trace.nodes["merge_1"]["mask"] is None
+    for found, expected in zip(gradients(tree_lstm, batch, ZGR()), masked):
+        torch.testing.assert_close(found, expected)
+
+
 def test_nothing_is_kept_after_the_model_has_run():
     tree_lstm, batch = network(2), sentences(2)
     gradients(tree_lstm, batch, ZGR())
@@ -467,6 +480,20 @@ def test_accuracy_counts_right_answers(monkeypatch):
     answers = tree_lstm.classify(tree_lstm.encode(repeated, greedy)).argmax(-1)
     assert torch.equal(found, (answers == batch.values).float().mean(-1))
     assert len(found.unique()) > 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_expression_is_in_two_splits(full, monkeypatch):
+    monkeypatch.setattr(
+        listops, "generate", lambda size=300, *args, **kw: generate(size, *args, **kw)
+    )
+    settings = {"num_train": 50, "num_validation": 10, "num_test": 20, "max_length": 10, "seed": 0}
+    splits = listops.load_splits(argparse.Namespace(full=full, **settings))
+    rows = [tuple(row) for split in splits for row in split.tokens.tolist()]
+    assert len(set(rows)) == len(rows)
+    assert max(int(split.lengths.max()) for split in splits) == 10
+    sizes = [len(split.values) for split in splits]
+    assert sizes == [50, 10, 20] if not full else sizes[1] == sizes[2] == sum(sizes) // 10
 
 
 # -- the claims ------------------------------------------------------------------------------------
