@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_silent import Estimator, PyroSilentError, StraightThroughGumbelSoftmax
+from pyro_silent.estimators import estimator as estimator_module
 from pyro_silent.estimators.estimator import exponential_like, uniform_like, weigh
 from tests.estimators.contract import Case
 
@@ -60,6 +61,35 @@ def test_a_subclass_supplies_two_products():
     assert (value.sum(-1) == 1).all()
     assert (gradient == 0).all()
     assert repr(Constant()) == "Constant(temperature=1.0)"
+
+
+class Careless(Estimator):
+    """Products that trust the gradient they are given."""
+
+    def _one_hot_gradient(self, draw, gradient, temperature):
+        return draw.hard * gradient.sum(-1, keepdim=True)
+
+    def _bernoulli_gradient(self, draw, gradient, temperature):
+        return 2.0 * gradient
+
+
+@pytest.mark.parametrize("method", ["one_hot", "bernoulli"])
+@pytest.mark.parametrize("bad", [1.0, math.inf, math.nan])
+def test_a_subclass_is_not_given_the_gradient_at_masked_categories(method, bad):
+    logits = torch.tensor([0.0, 1.0, -math.inf])
+    _, gradient = Case(Careless(), method).run(logits, torch.tensor([1.0, 1.0, bad]))
+    assert gradient.sum() == (2.0 if method == "one_hot" else 4.0)
+    assert gradient[2] == 0
+
+
+def test_without_gradient_autograd_is_not_entered(monkeypatch):
+    monkeypatch.delattr(estimator_module, "_Surrogate")
+    logits = torch.zeros(3, requires_grad=True)
+    with pytest.raises(NameError):
+        Careless().one_hot(logits)
+    Careless().one_hot(logits.detach())
+    with torch.no_grad():
+        Careless().bernoulli(logits)
 
 
 def test_noise_that_was_not_kept_is_not_read():
