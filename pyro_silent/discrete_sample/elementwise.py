@@ -56,6 +56,9 @@ POINTWISE = """
 """.split()
 
 MAX_LEVELS = 4096
+_DIVISIONS = {"floor_divide", "remainder", "fmod", "div", "divide"} | {
+    *("__floordiv__", "__rfloordiv__", "__mod__", "__rmod__")
+}
 _ADDITIVE = {"add", "sub", "subtract", "rsub", "__add__", "__radd__", "__sub__", "__rsub__"}
 
 
@@ -209,7 +212,10 @@ def _of_same_scalars(func: Callable, args: tuple, first: DiscreteSample) -> Tens
     result = value
     if value.is_floating_point():
         result = outcome(value, first._latents, first.factors, levels_at, ())
-    return discrete(result, first._latents, first.factors, levels_at)
+    sample = discrete(result, first._latents, first.factors, levels_at)
+    if getattr(func, "__name__", "") in _DIVISIONS:
+        sample.make_levels()  # an integer divided by 0 is refused here, not in backward
+    return sample
 
 
 class _Slot:

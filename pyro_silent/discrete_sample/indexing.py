@@ -95,6 +95,10 @@ def embedding(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if type(table) is DiscreteSample:
         return table[index]
     plain, named = plain_values(args), plain_values(kwargs)
+    padding = bound.get("padding_idx")
+    if index._soft and padding is not None and padding >= 0:  # this row of the table is not trained
+        row = counting(len(table), table.device)[:, None]
+        table = torch.where(row == padding, table.detach(), table)
     return lookup(table, [index, slice(None)], lambda table: func(*plain, **named))
 
 

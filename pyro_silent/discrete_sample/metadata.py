@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import GetSetDescriptorType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_silent.discrete_sample.refusals import leak
@@ -42,6 +43,7 @@ def create(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 register(plain, *_QUESTIONS)
+RULES[torch.autograd.grad] = RULES[torch.autograd.backward] = plain
 register(create, *_CREATION)
 for _name in dir(Tensor):
     if isinstance(getattr(Tensor, _name), (GetSetDescriptorType, property)):

@@ -128,13 +128,17 @@ class DiscreteSample(Tensor):
         all elements have the same levels.
         """
         if self._levels is None:
-            if self._recipe is not None:
-                self._levels = self._recipe()
-                self._recipe = None
-            elif self._root is not None:
-                self._levels = _zero_one(self._value.dtype, self._value.device)
-            else:
-                raise no_rule(Tensor.long, self._latents, self._lost)
+            self._levels = self.make_levels()
+        return self._levels
+
+    def make_levels(self) -> Tensor:
+        """Make the levels now: an operation on them may be refused."""
+        if self._recipe is not None:
+            self._levels, self._recipe = self._recipe(), None
+        elif self._root is not None:
+            self._levels = _zero_one(self._value.dtype, self._value.device)
+        if self._levels is None:
+            raise no_rule(Tensor.long, self._latents, self._lost)
         return self._levels
 
 

@@ -137,6 +137,7 @@ OPERATORS = [
     binary("z.isfinite", lambda z: z.isfinite()),
     coded("z == 1", lambda z: z == 1),
     coded("where", lambda z, x: torch.where(z == 1, x, 0.0), (2, 3, 4)),
+    index("prod of neighbours", lambda z: z[:, :2] * z[:, 1:]),
     pair("z1 == z2", lambda z, w: z == w),
     pair("z1 * 3 + z2", lambda z, w: z * 3 + w),
     pair("z1 < z2 outer", lambda z, w: z[..., None] < w, a=(2,), b=(3,)),
@@ -265,6 +266,11 @@ def _all(result):
 
 
 JOINING = [
+    index("hstack", lambda z: torch.hstack([z, z])),
+    index("vstack", lambda z: torch.vstack((z, z[0]))),
+    index("dstack", lambda z: torch.dstack([z, z % 2])),
+    index("meshgrid", lambda z: torch.meshgrid(z[0], z[1], indexing="ij")),
+    index("meshgrid xy", lambda z: torch.meshgrid(z[0], torch.arange(2), indexing="xy")[0]),
     index("cat plain", lambda z: torch.cat([z, torch.tensor([[5, 6, 7]])])),
     index("cat levels", lambda z: torch.cat([z, z % 2, torch.tensor([[5, 6, 7]])])),
     pair("cat", lambda z, w: torch.cat([z, w], -1)),
@@ -367,6 +373,21 @@ TABLES = [
 ]
 
 SUMS = [
+    index("all", lambda z: (z > 0).all(-1)),
+    index("any keepdim", lambda z: (z == 1).any(0, keepdim=True)),
+    index("all of integers", lambda z: z.all(dim=1)),
+    index("prod", lambda z: (z + 1).prod(0)),
+    index("amax", lambda z: z.amax(-1)),
+    index("amin all", lambda z: z[0].amin()),
+    index("max all", lambda z: z[1].max()),
+    index("max of two", lambda z: torch.max(z, torch.tensor(2))),
+    index("min of two", lambda z, x: torch.min((x > 0).long(), z), X),
+    binary("all", lambda z: (z == 1).all(-1)),
+    binary("any all", lambda z: (z == 1).any()),
+    pair("all pairs", lambda z, w: (z == w).all(0)),
+    index("cross_entropy", lambda z, t: F.cross_entropy(t, z[0]), (3, 4)),
+    index("cross_entropy none", lambda z, t: F.cross_entropy(t, z, reduction="none"), (2, 4, 3)),
+    index("nll_loss", lambda z, t: F.nll_loss(t, z[0], reduction="sum"), (3, 4)),
     index("sum of ==", lambda z: (z == 1).sum(0)),
     index("sum all", lambda z: z.sum()),
     index("sum keepdim", lambda z: z.sum(-1, keepdim=True)),
