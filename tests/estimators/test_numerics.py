@@ -83,7 +83,7 @@ def test_a_subclass_is_not_given_the_gradient_at_masked_categories(method, bad):
 
 
 def test_without_gradient_autograd_is_not_entered(monkeypatch):
-    monkeypatch.delattr(estimator_module, "_Surrogate")
+    monkeypatch.delattr(estimator_module, "Surrogate")
     logits = torch.zeros(3, requires_grad=True)
     with pytest.raises(NameError):
         Careless().one_hot(logits)

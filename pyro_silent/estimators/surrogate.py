@@ -1,0 +1,88 @@
+"""Surrogate: the one autograd function behind all estimators, and what its backward pass is told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_silent.errors import PyroSilentError
+
+
+class Draw(NamedTuple):
+    """One draw and the law it came from, in the dtype the gradient is computed in.
+
+    :ivar log_probs: one-hot: normalised log probabilities, shape ``[*, n]``; Bernoulli: the logits.
+    :ivar hard: the value that was returned, same shape.
+    :ivar perturbed: ``log_probs`` plus the noise that decided (Gumbel or logistic), where it is kept.
+    """
+
+    log_probs: Tensor
+    hard: Tensor
+    perturbed: Tensor | None
+
+    @property
+    def noisy(self) -> Tensor:
+        """``perturbed``, for a class that keeps it."""
+        if self.perturbed is None:
+            raise PyroSilentError("an estimator that reads the noise sets _keeps_noise = True.")
+        return self.perturbed
+
+
+class Surrogate(torch.autograd.Function):
+    """Forward: a draw; backward: the estimator's product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        normalise: Any,
+        draw: Any,
+        product: Any,
+        temperature: float,
+        keeps_noise: bool,
+    ) -> Tensor:
+        """Draw, and keep what the product reads."""
+        log_probs = normalise(work_dtype(logits))
+        value, perturbed = draw(log_probs, temperature)
+        value = value.to(logits.dtype)
+        # the logits themselves are there for _FirstOrder
+        ctx.save_for_backward(logits, log_probs, value, perturbed if keeps_noise else None)
+        ctx.product, ctx.temperature = product, temperature
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The product, with 0 for the gradient at masked categories."""
+        logits, log_probs, value, perturbed = ctx.saved_tensors
+        with torch.no_grad():
+            draw = Draw(log_probs, value.to(log_probs.dtype), perturbed)
+            # a masked category never occurs, so that what f would be there says nothing
+            counted = torch.where(log_probs == -math.inf, 0.0, gradient.to(log_probs.dtype))
+            result = ctx.product(draw, counted, ctx.temperature).to(logits.dtype)
+        if torch.is_grad_enabled():
+            result = _FirstOrder.apply(result, logits, gradient)
+        return result, None, None, None, None, None
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity on a surrogate gradient, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, *dependencies: Tensor) -> Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise PyroSilentError(
+            "The surrogate gradient of a sample was differentiated once more. It estimates a first "
+            "derivative, and its own derivative estimates nothing: detach it, or keep such samples out "
+            "of what needs second derivatives."
+        )
+
+
+def work_dtype(logits: Tensor) -> Tensor:
+    """The logits in the dtype that is computed in."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
