@@ -1,4 +1,4 @@
-"""Run Pyro's own tests with its ELBOs replaced by ``SilentELBO(intractable="sample")``.
+"""Run Pyro's own tests with its ELBOs replaced by one of ours.
 
 A pytest plugin. Pyro's tests live in a package called ``tests`` too, so this module is put on the
 path by itself, in a checkout of Pyro of the installed version::
@@ -8,8 +8,9 @@ path by itself, in a checkout of Pyro of the installed version::
 
 or, which does the same, ``python HERE/tests/pyro_suite.py PYRO_CHECKOUT [pytest arguments]``. The
 option ``--swap Trace_ELBO,TraceGraph_ELBO`` names the losses to replace (``all`` for every one in
-``SWAPPED``); by default ``Trace_ELBO`` alone. The swap is made before any test module is imported.
-Nothing of Pyro's tests is kept here.
+``SWAPPED``); by default ``Trace_ELBO`` alone. ``--loss`` names what stands in their place, one of
+``LOSSES``; by default ``SilentELBO(intractable="sample")``. The swap is made before any test module is
+imported. Nothing of Pyro's tests is kept here.
 """
 
 from __future__ import annotations
@@ -34,18 +35,34 @@ SWAPPED = {
 }
 
 
-def replacement(name: str) -> type:
-    """A SilentELBO with one of these names and Pyro's signature; it approximates without a warning."""
+# Our loss -> the keywords it is made with, beside those a test gives to Pyro's.
+LOSSES = {
+    "SilentELBO": lambda ours: {"intractable": "sample"},
+    "StraightThroughELBO": lambda ours: {"estimator": ours.ZGR()},
+    "GumbelRaoELBO": lambda ours: {},
+    "RelaxedELBO": lambda ours: {},
+    "LeaveOneOutELBO": lambda ours: {},
+    "DisARMELBO": lambda ours: {},
+}
+
+
+def replacement(name: str, loss: str) -> type:
+    """Our loss under one of Pyro's names, with Pyro's signature; it approximates without a warning."""
     from pyro.infer import ELBO
 
-    from pyro_silent import SampledSiteWarning, SilentELBO
+    import pyro_silent
+    from pyro_silent import SampledSiteWarning
     from pyro_silent.expectation.quadrature import QuadratureWarning
+
+    base = getattr(pyro_silent, loss)
+    least = 2 if loss == "LeaveOneOutELBO" else 1
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = ELBO.__init__.__code__.co_varnames[1 : 1 + len(args)]
         kwargs.update(zip(bound, args, strict=True))
         kwargs.pop("ignore_jit_warnings", None)
-        SilentELBO.__init__(self, intractable="sample", **kwargs)
+        kwargs["num_particles"] = max(least, kwargs.get("num_particles", 1))
+        base.__init__(self, **LOSSES[loss](pyro_silent), **kwargs)
 
     def quietly(method: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,25 +75,28 @@ def replacement(name: str) -> type:
 
     members: dict[str, Any] = {"__init__": __init__}
     for method in ("loss", "differentiable_loss", "loss_and_grads"):
-        members[method] = quietly(getattr(SilentELBO, method))
-    return type(name, (SilentELBO,), members)
+        members[method] = quietly(getattr(base, method))
+    return type(name, (base,), members)
 
 
-def swap(names: list[str]) -> None:
+def swap(names: list[str], loss: str = "SilentELBO") -> None:
     """Put our loss in the place of each of these."""
     import pyro.infer
 
+    if loss not in LOSSES:
+        raise SystemExit(f"--loss: got {loss!r}, expected one of {', '.join(LOSSES)}")
     for name in names:
         if name not in SWAPPED:
             raise SystemExit(f"--swap: got {name!r}, expected some of {', '.join(SWAPPED)}, or all")
-        ours = replacement(name)
+        ours = replacement(name, loss)
         setattr(pyro.infer, name, ours)
         setattr(importlib.import_module(f"pyro.infer.{SWAPPED[name]}"), name, ours)
 
 
 def pytest_addoption(parser: Any) -> None:
-    """``--swap``."""
+    """``--swap`` and ``--loss``."""
     parser.addoption("--swap", default="Trace_ELBO", help="losses to replace, or all")
+    parser.addoption("--loss", default="SilentELBO", help="what to put in their place")
 
 
 def names_in(option: str) -> list[str]:
@@ -86,13 +106,13 @@ def names_in(option: str) -> list[str]:
 
 def pytest_configure(config: Any) -> None:
     """Swap before collection imports the tests."""
-    swap(names_in(config.getoption("--swap")))
+    swap(names_in(config.getoption("--swap")), config.getoption("--loss"))
 
 
 def pytest_report_header(config: Any) -> str:
     """Say so at the top of the report."""
     names = ", ".join(names_in(config.getoption("--swap")))
-    return f'SilentELBO(intractable="sample") stands for {names}'
+    return f"{config.getoption('--loss')} stands for {names}"
 
 
 def main(arguments: list[str]) -> int:

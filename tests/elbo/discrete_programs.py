@@ -178,6 +178,46 @@ class ComparedIndices:
         return (kl_one_hot(P("logits"), THREE.expand(2, 3)) - likelihood).sum()
 
 
+@program(plates=1, logits=(2, 2), w=(2, 2))
+class BitRows:
+    """Bernoullis in an event and in a plate."""
+
+    def model() -> None:
+        with pyro.plate("data", 2):
+            b = pyro.sample("b", dist.Bernoulli(torch.full((2,), 0.3)).to_event(1))
+            observe("x", (b * P("w")).sum(-1).exp(), GRID[0])
+
+    def guide() -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("b", dist.Bernoulli(logits=P("logits")).to_event(1))
+
+    def plain(draw: Draws) -> Tensor:
+        b = draw.bernoulli(P("logits"))
+        kl = kl_bits(P("logits"), logit(0.3).expand(2, 2)).sum()
+        return kl - log_normal(GRID[0] - (b * P("w")).sum(-1).exp(), 0.7).sum()
+
+
+@program(c=(2, 3), z=(2, 3), w=3, table=(3, 2))
+class CodesInAnEvent:
+    """Several one-hot codes, and several integers, in one site each."""
+
+    def model() -> None:
+        c = pyro.sample("codes", dist.OneHotCategorical(logits=THREE.expand(2, 3)).to_event(1))
+        z = pyro.sample("numbers", dist.Categorical(logits=torch.zeros(2, 3)).to_event(1))
+        loc = (c @ P("w")).sum(-1).sin() * P("table")[z].prod(-1).sum(-1)
+        observe("x", loc, 0.8)
+
+    def guide() -> None:
+        pyro.sample("codes", dist.OneHotCategorical(logits=P("c")).to_event(1))
+        pyro.sample("numbers", dist.Categorical(logits=P("z")).to_event(1))
+
+    def plain(draw: Draws) -> Tensor:
+        c, z = draw.one_hot(P("c")), draw.one_hot(P("z"))
+        kl = kl_one_hot(P("c"), THREE.expand(2, 3)) + kl_one_hot(P("z"), torch.zeros(2, 3))
+        loc = (c @ P("w")).sum(-1).sin() * (z @ P("table")).prod(-1).sum(-1)
+        return kl.sum() - log_normal(0.8 - loc, 0.7)
+
+
 # -- several sites -----------------------------------------------------------------------------
 
 
@@ -318,6 +358,33 @@ class NormalBeforeBits:
         return kl - log_normal(GRID[0] - torch.exp(0.5 * b * z + P("w") * b), 0.7).sum()
 
 
+@program(start=2, step=(2, 2), rows=(2, 3))
+class MarkovChain:
+    """Three integers in a row, each the index of the next one's law; labels are observed."""
+
+    def model() -> None:
+        z, rows = None, P("rows")
+        for t in pyro.markov(range(3)):
+            logits = torch.zeros(2) if z is None else torch.eye(2)[z]
+            z = pyro.sample(f"z_{t}", dist.Categorical(logits=logits))
+            pyro.sample(f"x_{t}", dist.Categorical(logits=rows[z]), obs=torch.tensor(t))
+
+    def guide() -> None:
+        z = None
+        for t in pyro.markov(range(3)):
+            logits = P("start") if z is None else P("step")[z]
+            z = pyro.sample(f"z_{t}", dist.Categorical(logits=logits))
+
+    def plain(draw: Draws) -> Tensor:
+        logits, prior, loss = P("start"), torch.zeros(2), torch.zeros(())
+        for t in range(3):
+            z = draw.one_hot(logits)
+            loss = loss + kl_one_hot(logits, prior)
+            loss = loss - torch.log_softmax(z @ P("rows"), -1)[t]
+            logits, prior = z @ P("step"), z
+        return loss
+
+
 # -- scales, masks, plates ---------------------------------------------------------------------
 
 MASK = torch.tensor([True, False, True])
@@ -408,6 +475,29 @@ class ScaledApart:
         q = torch.log_softmax(P("logits"), -1)
         joint = z @ torch.log_softmax(THREE, -1) + log_normal(GRID[0] - (z @ P("w")).sin(), 0.7)
         return (0.5 * (q.exp() * q).sum(-1) - 2.5 * joint).sum()
+
+
+@program(q_a=(), q_b=(), w=2)
+class MaskedBySample:
+    """A bit decides whether a datum counts, another how much."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Bernoulli(0.3))
+        b = pyro.sample("b", dist.Bernoulli(0.6))
+        with poutine.mask(mask=a > 0):
+            observe("x", P("w")[0], 0.8)
+        with poutine.scale(scale=1.0 + b):
+            observe("y", P("w")[1] * a, 0.8)
+
+    def guide() -> None:
+        pyro.sample("a", dist.Bernoulli(logits=P("q_a")))
+        pyro.sample("b", dist.Bernoulli(logits=P("q_b")))
+
+    def plain(draw: Draws) -> Tensor:
+        a, b = draw.bernoulli(P("q_a")), draw.bernoulli(P("q_b"))
+        kl = kl_bits(P("q_a"), logit(0.3)) + kl_bits(P("q_b"), logit(0.6))
+        first = a * log_normal(0.8 - P("w")[0], 0.7)
+        return kl - first - (1 + b) * log_normal(0.8 - P("w")[1] * a, 0.7)
 
 
 @program(plates=1, q_a=(), logits=(4, 2), w=2)

@@ -29,8 +29,12 @@ BATCH, CODE, DATA, STATES = 2, 2, 3, 4
 
 
 def sampling(num_particles: int = 1) -> SilentELBO:
+    """Without an estimator: gradients are held to be unbiased, by the score function if need be."""
     return SilentELBO(
-        intractable="sample", num_particles=num_particles, vectorize_particles=num_particles > 1
+        intractable="sample",
+        estimator=None,
+        num_particles=num_particles,
+        vectorize_particles=num_particles > 1,
     )
 
 

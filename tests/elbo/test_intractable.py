@@ -191,7 +191,11 @@ def test_sampled_term_of_a_latent_summed_over_its_plate():
     ]
     truth = kl_bernoulli(p, 0.4).sum() - sum(terms)
     elbo = SilentELBO(
-        intractable="sample", num_particles=100, vectorize_particles=True, max_plate_nesting=1
+        intractable="sample",
+        estimator=None,
+        num_particles=100,
+        vectorize_particles=True,
+        max_plate_nesting=1,
     )
     evaluate(elbo, model, guide)
     assert_unbiased(elbo, model, guide, truth)

@@ -1,4 +1,4 @@
-"""The plugin that runs Pyro's own tests on SilentELBO: it swaps, and where asked, they pass."""
+"""The plugin that runs Pyro's own tests on our losses: it swaps, and where asked, they pass."""
 
 from __future__ import annotations
 
@@ -46,6 +46,45 @@ def test_quiet():
     assert svi.step() > 0
 """
 
+OTHER = """
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro_silent import {loss}, SilentELBO
+from tests.common import ZERO
+
+
+def test_swapped():
+    assert isinstance(Trace_ELBO(), {loss})
+    assert Trace_ELBO(3, 1).num_particles == 3
+    assert not isinstance(Trace_ELBO(), SilentELBO)
+    assert not issubclass(TraceEnum_ELBO, {loss})
+
+
+def test_runs():
+    def model():
+        b = pyro.sample("b", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(b, 1.0), obs=torch.tensor(ZERO))
+
+    def guide():
+        pyro.sample("b", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.0))))
+
+    svi = SVI(model, guide, pyro.optim.Adam({{}}), loss=Trace_ELBO())
+    assert svi.step() > 0
+"""
+
+
+def checkout_with(path: Path, test: str) -> Path:
+    """A package of tests like Pyro's, with one file."""
+    tests = path / "tests"
+    tests.mkdir()
+    (tests / "__init__.py").touch()
+    (tests / "common.py").write_text("ZERO = 0.0\n")
+    (tests / "test_sample.py").write_text(test)
+    (path / "setup.cfg").write_text("[tool:pytest]\nfilterwarnings = error\n")
+    return path
+
 
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The plugin as a script, in a process of its own: the swap must not leak into this one."""
@@ -61,14 +100,17 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_plugin_swaps_the_loss_in_another_tests_package(tmp_path):
-    tests = tmp_path / "tests"
-    tests.mkdir()
-    (tests / "__init__.py").touch()
-    (tests / "common.py").write_text("ZERO = 0.0\n")
-    (tests / "test_sample.py").write_text(SAMPLE)
-    (tmp_path / "setup.cfg").write_text("[tool:pytest]\nfilterwarnings = error\n")
+    checkout_with(tmp_path, SAMPLE)
     swap = ("--swap", "Trace_ELBO,TraceGraph_ELBO,JitTrace_ELBO")
     result = run(tmp_path, "-q", "-p", "no:cacheprovider", *swap, "tests")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 passed" in result.stdout
+
+
+@pytest.mark.parametrize("loss", ["StraightThroughELBO", "LeaveOneOutELBO"])
+def test_another_loss_of_ours(tmp_path, loss):
+    checkout_with(tmp_path, OTHER.format(loss=loss))
+    result = run(tmp_path, "-q", "-p", "no:cacheprovider", "--loss", loss, "tests")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 passed" in result.stdout
 
@@ -76,6 +118,8 @@ def test_the_plugin_swaps_the_loss_in_another_tests_package(tmp_path):
 def test_an_unknown_loss_is_refused():
     with pytest.raises(SystemExit, match="got 'Trace', expected some of Trace_ELBO, "):
         pyro_suite.swap(["Trace"])
+    with pytest.raises(SystemExit, match="got 'Elbo', expected one of SilentELBO, "):
+        pyro_suite.swap(["Trace_ELBO"], "Elbo")
     assert pyro.infer.Trace_ELBO.__module__ == "pyro.infer.trace_elbo"
 
 

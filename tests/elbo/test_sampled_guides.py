@@ -29,8 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyro_silent.SampledSiteWarning"
 
 
 def sampling(num_particles: int) -> SilentELBO:
+    """Without an estimator: gradients are held to be unbiased."""
     return SilentELBO(
-        intractable="sample", num_particles=num_particles, vectorize_particles=num_particles > 1
+        intractable="sample",
+        estimator=None,
+        num_particles=num_particles,
+        vectorize_particles=num_particles > 1,
     )
 
 
