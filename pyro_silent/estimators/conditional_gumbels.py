@@ -61,9 +61,7 @@ def one_hot_product(
         if chunk.is_first:
             block = gradient[:, chunk.rows]
             stream = POINT_SETS[points](num_gumbels, num_categories, block.shape[1], block)
-        clocks = stream.fill(chunk.buffer).log2_()  # -E, in a unit that the ratio does not know
-        ratio = clocks[:, 1:].mul_(clocks[:, :1].reciprocal())
-        weights = weigher(ratio, chunk.rows)
+        weights = weigher(clock_ratios(stream.fill(chunk.buffer)), chunk.rows)
         slope = torch.mul(weights, block, out=chunk.spare[:, 1:])
         total = weights.sum(1, keepdim=True).add_(1).reciprocal_()
         mean = slope.sum(1, keepdim=True).mul_(total)
@@ -110,6 +108,12 @@ def bernoulli_derivative(
     return derivative.div_(num_gumbels * temperature).view(log_odds.shape)
 
 
+def clock_ratios(uniform: Tensor) -> Tensor:
+    """E_j / E_k, ``[draws, n - 1, rows]``, from ``[draws, n, rows]`` with k first; overwrites it."""
+    clocks = uniform.log2_()  # -E, in a unit that the ratio does not know
+    return clocks[:, 1:].mul_(clocks[:, :1].reciprocal())
+
+
 class RelativeWeights:
     r"""The weights :math:`(1 + E_j / (E_k p_j))^{-1/\tau}` of the categories that lost.
 
@@ -151,8 +155,7 @@ def _inverse_power(base: Tensor, power: float) -> Tensor:
         base = base * base if product is base else base.square_()
         if whole % 2:
             product = base if product is None else product.mul_(base)
-    assert product is not None
-    return product.reciprocal_()
+    return base.reciprocal_() if product is None else product.reciprocal_()
 
 
 class Chunk(NamedTuple):
