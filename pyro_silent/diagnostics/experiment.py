@@ -14,8 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_silent.elbo.engine import Particle, TreatmentELBO
+from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.enumeration import is_enumerated
+from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.treatment import DRAWN
 from pyro_silent.errors import ConfigurationError, SampledSiteWarning, user_location

@@ -10,8 +10,9 @@ from pyro_silent.diagnostics.experiment import Experiment, Watch, traces_of
 from pyro_silent.diagnostics.explanation import Explanation
 from pyro_silent.diagnostics.remedies import remedy, remedy_of_law
 from pyro_silent.diagnostics.undisturbed import undisturbed
-from pyro_silent.elbo.engine import Particle, Record, TreatmentELBO
+from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.enumeration import is_enumerated
+from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.treatment import innermost
 from pyro_silent.random_tensor.program import latents_of, random_tensors

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_silent.elbo.dependence import AntitheticDraw, DependenceTracker
 from pyro_silent.elbo.discrete import discrete_law
-from pyro_silent.elbo.engine import Particle, TreatmentELBO
+from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.leave_one_out import across_runs, sum_scores
+from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy

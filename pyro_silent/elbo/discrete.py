@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -87,8 +87,8 @@ def _plain(logits: Tensor) -> Tensor:
 
 
 def _categorical_logits(base: Distribution) -> Tensor:
-    base = getattr(base, "_categorical", base)
-    return base.logits if _has_logits(base) else _log(base.probs)
+    law: Any = getattr(base, "_categorical", base)
+    return law.logits if _has_logits(law) else _log(law.probs)
 
 
 def _bernoulli_logits(base: Distribution) -> Tensor:

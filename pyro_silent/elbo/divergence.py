@@ -17,8 +17,9 @@ from torch.nn.functional import softplus
 from pyro_silent.discrete_sample import DiscreteSample
 from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.enumeration import is_enumerated
+from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.score_function import score_function
-from pyro_silent.elbo.treatment import Treated, innermost
+from pyro_silent.elbo.treatment import innermost
 from pyro_silent.errors import IntractableError
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
@@ -148,9 +149,7 @@ def _between_discrete(q: Any, p: Any) -> Tensor | None:
     return sum_rightmost(divergence, divergence.dim() - len(q.batch_shape))
 
 
-def use_closed_divergences(
-    model_trace: Trace, guide_trace: Trace, treated: dict[str, Treated]
-) -> None:
+def use_closed_divergences(particle: Particle) -> None:
     """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
 
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
@@ -160,6 +159,7 @@ def use_closed_divergences(
     which the table of divergences is wrong or loses digits, and users' own classes, whose density it
     does not see.
     """
+    model_trace, guide_trace = particle.model_trace, particle.guide_trace
     model_order, guide_order = _latent_order(model_trace), _latent_order(guide_trace)
     for name in guide_order:
         if name not in model_order:
@@ -174,12 +174,14 @@ def use_closed_divergences(
         divergence = _divergence(site, prior)
         if divergence is None:
             continue
-        score = score_function(site, treated)
+        score = score_function(site, particle.treated)
         log_ratio = scale_and_mask(-divergence, site["scale"], site["mask"])
         zeros, zero = _zeros(divergence.shape, divergence.dtype, divergence.device)
         prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()
         site["log_prob"], site["log_prob_sum"] = zeros, zero
         site["score_parts"] = ScoreParts(zeros, score, 0.0)
+        for kind in ("model", "guide"):
+            particle.records[kind, name] = Record(["divergence"])
 
 
 @functools.lru_cache(maxsize=256)

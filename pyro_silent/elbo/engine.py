@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
 from pyro_silent.elbo.finite import check_finite
+from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.run import run
 from pyro_silent.elbo.score_function import score_function, scores_of
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
@@ -37,37 +38,6 @@ from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import expectation_of
 from pyro_silent.random_tensor.draw import Draw
 from pyro_silent.random_tensor.tensor import RandomTensor
-
-
-class Record(NamedTuple):
-    """How the term of one site was found.
-
-    :ivar methods: empty for a closed form; else "divergence" (a closed KL in place of both terms),
-        "plain" (nothing random in it), "sampled", or what the expectation noted of itself; then
-        "enumerated" if the term is weighted with probabilities of enumerated sites.
-    :ivar error: why it is sampled.
-    """
-
-    methods: list[str]
-    error: IntractableError | None = None
-
-
-class Particle(NamedTuple):
-    """What one run of guide and model left: traces whose sites carry their expected log densities.
-
-    :ivar sampled: terms evaluated at the shared draw: ``(frames, signed log density)``.
-    :ivar treated: guide sites whose value was chosen for them.
-    :ivar records: by ``("model" or "guide", site name)``, one for each sample site.
-    :ivar enumeration: the guide's enumerated sites.
-    """
-
-    model_trace: Trace
-    guide_trace: Trace
-    draw: Draw
-    sampled: list[tuple[Any, Tensor]]
-    treated: dict[str, Treated]
-    records: dict[tuple[str, str], Record]
-    enumeration: Enumeration
 
 
 def check_positive_int(argument: str, value: Any) -> None:
@@ -122,7 +92,8 @@ class TreatmentELBO(ELBO):
             records={},
             enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
-        use_closed_divergences(particle.model_trace, particle.guide_trace, treated)
+        use_closed_divergences(particle)
+        _score_soft_values(particle)
         self._score_guide(particle)
         self._score_model(particle)
         _weigh(particle)
@@ -253,7 +224,7 @@ class TreatmentELBO(ELBO):
                 for trace in particle[:2]
                 for site in trace.nodes.values()
             )
-            if trainable and getattr(surrogate, "requires_grad", False):
+            if trainable and isinstance(surrogate, Tensor) and surrogate.requires_grad:
                 (surrogate / self.num_evaluations).backward(retain_graph=self.retain_graph)
         warn_if_nan(total, "loss")
         self.num_steps += 1
@@ -271,20 +242,24 @@ class TreatmentELBO(ELBO):
 def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> bool:
     """Whether a term has its value already, or Pyro can give it one; says so in the records."""
     if "log_prob" in site:
-        particle.records[kind, name] = Record(["divergence"])
         return True
-    if is_random(site):
-        return False
     treated = particle.treated.get(name)
-    if treated is not None and kind == "guide" and treated.log_density is not None:
+    by_law = kind == "guide" and treated is not None and treated.log_density is not None
+    if by_law or is_random(site):
         return False
-    if treated is not None and kind == "model" and treated.method == "relaxed":
-        # A soft value lies between the points of the support, so it would not be valid.
-        with pyro.validation_enabled(False):
-            log_prob = site["fn"].log_prob(site["value"])
-        _set_log_prob(site, log_prob, particle.draw)
     particle.records[kind, name] = Record(["plain"])
     return True
+
+
+def _score_soft_values(particle: Particle) -> None:
+    """Priors at soft values, which lie between the points of the support and would not be valid."""
+    for name, treated in particle.treated.items():
+        site = particle.model_trace.nodes.get(name)
+        if treated.method == "relaxed" and site is not None and "log_prob" not in site:
+            with pyro.validation_enabled(False):
+                log_prob = site["fn"].log_prob(site["value"])
+            _set_log_prob(site, log_prob, particle.draw)
+            particle.records["model", name] = Record(["plain"])
 
 
 def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:

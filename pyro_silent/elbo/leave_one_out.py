@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_silent.elbo.discrete import discrete_law
-from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int
+from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int
+from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.score_function import Score, scores_of
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
+from pyro_silent.elbo.particle import Particle
+from pyro_silent.elbo.treatment import Treated
 from pyro_silent.random_tensor.shapes import sum_rightmost
-
-if TYPE_CHECKING:
-    from pyro_silent.elbo.engine import Particle
-    from pyro_silent.elbo.treatment import Treated
 
 
 class Score(NamedTuple):

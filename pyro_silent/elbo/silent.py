@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.elbo.discrete import discrete_law, estimated_sample, is_soft
-from pyro_silent.elbo.engine import Particle, TreatmentELBO, check_positive_int, warn_sampled
+from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int, warn_sampled
+from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.estimators import Estimator, GumbelRao

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import config_enumerate
 
 from pyro_silent import IntractableError, SilentELBO, register_expected_log_prob
-from pyro_silent.elbo.engine import Record
+from pyro_silent.elbo.particle import Record
 
 P = pyro.param
 
