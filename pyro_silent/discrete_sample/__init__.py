@@ -2,6 +2,7 @@
 
 from pyro_silent.discrete_sample import (
     casts,  # noqa: F401  (each file registers its rules)
+    dispatch,  # noqa: F401
     elementwise,  # noqa: F401
     indexing,  # noqa: F401
     joining,  # noqa: F401

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values
 from pyro_silent.discrete_sample.elementwise import elementwise
 from pyro_silent.discrete_sample.factor import Factor
 from pyro_silent.discrete_sample.metadata import plain
@@ -18,7 +19,6 @@ from pyro_silent.discrete_sample.sample import (
     is_opaque,
     is_pure,
     opaque,
-    plain_values,
     pure,
 )
 from pyro_silent.discrete_sample.surrogates import surrogate_of

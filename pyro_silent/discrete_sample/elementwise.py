@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import refused, run_plain, samples_in
 from pyro_silent.discrete_sample.factor import merged
 from pyro_silent.discrete_sample.outcome import hard, outcome
 from pyro_silent.discrete_sample.refusals import in_place, leak, too_many_levels
@@ -22,9 +23,6 @@ from pyro_silent.discrete_sample.sample import (
     is_float,
     is_opaque,
     latents_in,
-    refused,
-    run_plain,
-    samples_in,
 )
 from pyro_silent.discrete_sample.surrogates import linear
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, register, rule
@@ -130,6 +128,9 @@ def elementwise(
         return arg
 
     value = func(*map(plain, args), **{key: plain(arg) for key, arg in kwargs.items()})
+    if not isinstance(value, Tensor):
+        return value  # NotImplemented
+    dtype = value.dtype
     num_dims = value.dim()
     distinct = list({id(sample): sample for sample in by_levels}.values())
     factors, places = merged(
@@ -171,7 +172,7 @@ def elementwise(
             return tensor[trailing] if tensor.dim() else tensor
 
         result = func(*map(fill, slots), **{key: fill(item) for key, item in named.items()})
-        return result.to(value.dtype)
+        return result.to(dtype)
 
     try:
         result = outcome(value, latents, factors, levels_at, operands)
@@ -198,14 +199,17 @@ def _same_scalars(args: tuple, by_levels: Sequence[DiscreteSample]) -> bool:
     return chosen == len(by_levels)
 
 
-def _of_same_scalars(func: Callable, args: tuple, first: DiscreteSample) -> Tensor:
+def _of_same_scalars(func: Callable, args: tuple, first: DiscreteSample) -> Any:
     value = func(*[hard(arg) if type(arg) is DiscreteSample else arg for arg in args])
+    if not isinstance(value, Tensor):
+        return value  # NotImplemented
+    dtype = value.dtype
 
     def levels_at() -> Tensor:
         found = [arg.levels if type(arg) is DiscreteSample else arg for arg in args]
         with torch.no_grad():
             try:
-                return func(*found).to(value.dtype)
+                return func(*found).to(dtype)
             except RuntimeError as error:
                 raise refused(func, args) from error
 

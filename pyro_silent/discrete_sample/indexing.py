@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_plain, samples_in
 from pyro_silent.discrete_sample.lookup import dims_of, gathered, lookup
 from pyro_silent.discrete_sample.outcome import settled
 from pyro_silent.discrete_sample.refusals import in_place, leak
@@ -22,10 +23,6 @@ from pyro_silent.discrete_sample.sample import (
     is_float,
     is_opaque,
     latents_in,
-    plain_values,
-    refused,
-    run_plain,
-    samples_in,
 )
 from pyro_silent.discrete_sample.structure import by_positions, sliced, structural
 from pyro_silent.discrete_sample.table import rule

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_plain
 from pyro_silent.discrete_sample.factor import Factor
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
@@ -16,10 +17,7 @@ from pyro_silent.discrete_sample.sample import (
     is_float,
     is_pure,
     latents_in,
-    plain_values,
     pure,
-    refused,
-    run_plain,
 )
 from pyro_silent.discrete_sample.table import register, rule
 

@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import refused, samples_in
 from pyro_silent.discrete_sample.metadata import plain
 from pyro_silent.discrete_sample.outcome import settled
 from pyro_silent.discrete_sample.refusals import in_place, leak
-from pyro_silent.discrete_sample.sample import (
-    DiscreteSample,
-    is_float,
-    latents_in,
-    refused,
-    samples_in,
-)
+from pyro_silent.discrete_sample.sample import DiscreteSample, is_float, latents_in
 from pyro_silent.discrete_sample.table import RULES, rule
 
 
@@ -36,7 +31,14 @@ def needs_value(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         value = settled(args[0])
         if value is not None:
             return func(value, **kwargs)
-    raise leak(func, latents_in(samples))
+    raise leak(func, latents_in(samples), _REMEDIES.get(func.__name__, ""))
+
+
+_REMEDIES = {
+    "bincount": "Write F.one_hot(z, n).sum(0)",
+    "equal": "Write (a == b).all()",
+    "allclose": "Write torch.isclose(a, b).all()",
+}
 
 
 @rule("bernoulli", "poisson", "multinomial", "normal", "binomial")

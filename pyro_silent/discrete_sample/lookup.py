@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import refused
 from pyro_silent.discrete_sample.elementwise import spread
 from pyro_silent.discrete_sample.factor import Factor, merged
 from pyro_silent.discrete_sample.outcome import outcome
@@ -24,7 +25,6 @@ from pyro_silent.discrete_sample.sample import (
     is_pure,
     latents_in,
     pure,
-    refused,
 )
 from pyro_silent.errors import ConfigurationError
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_silent.discrete_sample.sample import DiscreteSample, refused
+from pyro_silent.discrete_sample.dispatch import refused
+from pyro_silent.discrete_sample.sample import DiscreteSample
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, rule
 
 _PLAIN = {

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values, samples_in
 from pyro_silent.discrete_sample.refusals import leak
-from pyro_silent.discrete_sample.sample import latents_in, plain_values, samples_in
+from pyro_silent.discrete_sample.sample import latents_in
 from pyro_silent.discrete_sample.table import RULES, properties, register
 
 _QUESTIONS = """

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import refused, run_plain
 from pyro_silent.discrete_sample.elementwise import MAX_LEVELS
 from pyro_silent.discrete_sample.outcome import settled
 from pyro_silent.discrete_sample.refusals import operation_name
@@ -20,8 +21,6 @@ from pyro_silent.discrete_sample.sample import (
     is_float,
     is_opaque,
     opaque,
-    refused,
-    run_plain,
 )
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, register, rule
 

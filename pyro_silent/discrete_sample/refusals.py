@@ -18,6 +18,8 @@ _OTHERWISE = (
 def operation_name(func: Callable) -> str:
     """The name by which a user knows a torch function."""
     name = getattr(func, "__name__", str(func))
+    if "_local_scalar_dense" in name:
+        return "a torch function that takes a number"
     owner = getattr(func, "__self__", None)
     if name in ("__get__", "__set__") and owner is not None:
         return f"Tensor.{owner.__name__}"

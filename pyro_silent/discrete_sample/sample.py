@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_silent.discrete_sample.factor import Factor
-from pyro_silent.discrete_sample.refusals import in_place, leak, no_rule, operation_name
-from pyro_silent.discrete_sample.table import INTEGRAL_RULES, RULES
+from pyro_silent.discrete_sample.refusals import no_rule
+from pyro_silent.discrete_sample.table import RULES
 
 
 class DiscreteSample(Tensor):
@@ -59,25 +56,16 @@ class DiscreteSample(Tensor):
     def __torch_function__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Look the function up in the rule table; a float sample runs as a plain tensor otherwise."""
-        if kwargs is None:
-            kwargs = {}
-        if not torch.is_grad_enabled() and not needs_rules(func, args, kwargs):
-            return func(*plain_values(args), **plain_values(kwargs))
-        rule = RULES.get(func)
-        if rule is not None:
-            return rule(func, args, kwargs)
-        return run_plain(func, args, kwargs)
+        """Look the function up in the rule table."""
+        rule = RULES[func] if torch.is_grad_enabled() else RULES.without_gradient
+        return rule(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What reads a sample below the level of torch functions would lose an integer's gradient."""
-        for sample in samples_in((args, kwargs)):
-            if not is_float(sample) and torch.is_grad_enabled():
-                raise leak(func, sample._latents)
-        return func(*plain_values(args), **plain_values(kwargs or {}))
+        """What gets below the level of torch functions would lose the gradient of an integer."""
+        return RULES.below(func, args, kwargs or {})
 
     def __repr__(self, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
         """The values and the latents they come from."""
@@ -178,15 +166,15 @@ def discrete(
 
 def opaque(
     value: Tensor,
-    samples: Sequence[DiscreteSample],
+    sources: Sequence[DiscreteSample],
     lost: str | None,
     surrogate: Tensor | None = None,
 ) -> DiscreteSample:
     """A function of some samples whose levels are not known; at most a float surrogate for it is."""
     sample = value.as_subclass(DiscreteSample)
     sample._value = value
-    sample._latents = latents_in(samples)
-    sample._soft = any(sample._soft for sample in samples)
+    sample._latents = latents_in(sources)
+    sample._soft = any(source._soft for source in sources)
     sample._lost = lost or "an earlier operation"
     sample._surrogate = surrogate
     return sample
@@ -230,125 +218,8 @@ def carries_gradient(sample: DiscreteSample) -> bool:
     return any(factor.origin.requires_grad for factor in sample.factors)
 
 
-def samples_in(arguments: Any) -> Iterator[DiscreteSample]:
-    """The samples among the arguments of a function, also inside lists, tuples and dicts."""
-    kind = type(arguments)
-    if kind is DiscreteSample:
-        yield arguments
-    elif kind is list or isinstance(arguments, tuple):
-        for item in arguments:
-            yield from samples_in(item)
-    elif kind is dict:
-        for item in arguments.values():
-            yield from samples_in(item)
-
-
 def latents_in(samples: Sequence[DiscreteSample]) -> tuple[str, ...]:
     """The names of the latents of several samples, each once."""
     if len(samples) == 1:
         return samples[0]._latents
     return tuple(dict.fromkeys(name for sample in samples for name in sample._latents))
-
-
-def plain_values(arguments: Any) -> Any:
-    """Arguments with the plain values of their samples."""
-    kind = type(arguments)
-    if kind is DiscreteSample:
-        return arguments._value
-    if kind is tuple:
-        return tuple([plain_values(arg) for arg in arguments])
-    if kind is list:
-        return [plain_values(arg) for arg in arguments]
-    if kind is dict:
-        return {key: plain_values(arg) for key, arg in arguments.items()}
-    return arguments
-
-
-# ---------------------------------------------------------------------------------------------------
-# Functions without a rule
-# ---------------------------------------------------------------------------------------------------
-
-
-def run_plain(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """torch's own function on plain tensors, if nothing of the gradient is lost by that."""
-    plain: list[Any] = []
-    for arg in args:
-        kind = type(arg)
-        if kind is DiscreteSample:
-            arg = arg._value
-            if not arg.is_floating_point():
-                return _integral(func, args, kwargs)
-        elif kind is list or kind is tuple:
-            if any(not is_float(sample) for sample in samples_in(arg)):
-                return _integral(func, args, kwargs)
-            arg = plain_values(arg)
-        plain.append(arg)
-    if kwargs:
-        if any(not is_float(sample) for sample in samples_in(kwargs)):
-            return _integral(func, args, kwargs)
-        result = func(*plain, **plain_values(kwargs))
-    else:
-        result = func(*plain)
-    if type(result) is Tensor and result.requires_grad and result is not plain[0]:
-        return result
-    return _checked(func, result, args, kwargs)
-
-
-def _integral(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The rule for integer and bool samples, whose gradient torch's function does not know of."""
-    rule = INTEGRAL_RULES.get(func)
-    if rule is None:
-        raise refused(func, args, kwargs)
-    return rule(func, args, kwargs)
-
-
-def refused(func: Callable, *arguments: Any) -> Exception:
-    """The error for a function without a rule for the samples among its arguments."""
-    samples = list(samples_in(arguments))
-    lost = next((sample._lost for sample in samples if sample._lost is not None), None)
-    return no_rule(func, latents_in(samples), lost)
-
-
-def _checked(func: Callable, result: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A result that is no tensor with a gradient: refused, or handed on with what was lost noted."""
-    samples = list(samples_in((args, kwargs)))
-    if result is not None and any(result is sample._value for sample in samples):
-        raise in_place(func, latents_in(samples))
-    if not torch.is_grad_enabled() or not any(map(carries_gradient, samples)):
-        return result
-    if isinstance(result, (list, tuple)) and all(isinstance(item, Tensor) for item in result):
-        items = [
-            item if item.requires_grad else opaque(item, samples, operation_name(func))
-            for item in result
-        ]
-        return type(result)(items)
-    if isinstance(result, Tensor):
-        if result.requires_grad:
-            return result
-        raise refused(func, samples)
-    raise leak(func, latents_in(samples))
-
-
-def needs_rules(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a function called under ``no_grad`` needs its rule: soft samples have other values."""
-    found = False
-    for sample in samples_in((args, kwargs)):
-        found = found or sample._soft
-        if not is_float(sample) and _inside_autograd_function():
-            remedy = "Write the function with torch operations"
-            raise leak(torch.autograd.Function.apply, sample._latents, remedy)
-    return found
-
-
-_FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
-
-
-def _inside_autograd_function() -> bool:
-    """Whether the code that runs was called by ``torch.autograd.Function.apply``."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "apply" and code.co_filename.endswith(_FUNCTION_FILE):
-            return True
-        frame = frame.f_back
-    return False

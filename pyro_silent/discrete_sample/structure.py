@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_plain, samples_in
 from pyro_silent.discrete_sample.factor import Move
 from pyro_silent.discrete_sample.refusals import leak
 from pyro_silent.discrete_sample.sample import (
@@ -22,11 +23,7 @@ from pyro_silent.discrete_sample.sample import (
     is_pure,
     latents_in,
     opaque,
-    plain_values,
     pure,
-    refused,
-    run_plain,
-    samples_in,
 )
 from pyro_silent.discrete_sample.table import RULES, properties, register, rule
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_silent.discrete_sample.dispatch import plain_values, refused, samples_in
 from pyro_silent.discrete_sample.outcome import outcome
 from pyro_silent.discrete_sample.refusals import operation_name
 from pyro_silent.discrete_sample.sample import (
@@ -15,9 +16,6 @@ from pyro_silent.discrete_sample.sample import (
     is_float,
     is_opaque,
     opaque,
-    plain_values,
-    refused,
-    samples_in,
 )
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, rule
 

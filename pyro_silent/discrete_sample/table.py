@@ -13,10 +13,25 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 Rule = Callable[[Callable, Arguments, Keywords], Any]
 
-RULES: dict[Callable, Rule] = {}  # for all samples
-INTEGRAL_RULES: dict[
-    Callable, Rule
-] = {}  # for functions with an integer or bool sample, after RULES
+
+class RuleTable(dict[Callable, Rule]):
+    """Rules by torch function.
+
+    :ivar fallback: the rule of every other function.
+    :ivar without_gradient: the rule of all functions under ``torch.no_grad()``.
+    :ivar below: the rule of all calls below the level of torch functions.
+    """
+
+    fallback: Rule
+    without_gradient: Rule
+    below: Rule
+
+    def __missing__(self, function: Callable) -> Rule:
+        return self.fallback
+
+
+RULES = RuleTable()  # for all samples
+INTEGRAL_RULES = RuleTable()  # where RULES has none, for functions with an integer or bool sample
 
 _RuleType = TypeVar("_RuleType", bound=Callable)
 _HOMES = (torch, Tensor, F, torch.special, torch.linalg, torch._C._nn)
@@ -38,13 +53,13 @@ def properties(*names: str) -> list[Callable]:
     return [getattr(Tensor, name).__get__ for name in names if hasattr(Tensor, name)]
 
 
-def register(rule: Rule, *names: str, table: dict[Callable, Rule] = RULES) -> None:
+def register(rule: Rule, *names: str, table: RuleTable = RULES) -> None:
     """Make ``rule`` the rule for all torch functions of these names."""
     for function in functions(*names):
         table[function] = rule
 
 
-def rule(*names: str, table: dict[Callable, Rule] = RULES) -> Callable[[_RuleType], _RuleType]:
+def rule(*names: str, table: RuleTable = RULES) -> Callable[[_RuleType], _RuleType]:
     """Decorator: the rule for all torch functions of these names."""
 
     def decorate(function: _RuleType) -> _RuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_silent.discrete_sample import contraction, sample, structure
+from pyro_silent.discrete_sample import contraction, dispatch, structure
 from pyro_silent.discrete_sample.factor import Factor
 from tests.discrete_sample.oracle import check, latent
 from tests.discrete_sample.rows import ROWS
@@ -82,9 +82,9 @@ def rule_forgotten(monkeypatch):
     """Comparisons run as torch's own on the hard values, as they would for a plain tensor."""
     for function in (torch.Tensor.__eq__, torch.Tensor.eq, torch.eq):
         monkeypatch.setitem(
-            sample.RULES,
+            dispatch.RULES,
             function,
-            lambda func, args, kwargs: func(*sample.plain_values(args), **kwargs),
+            lambda func, args, kwargs: func(*dispatch.plain_values(args), **kwargs),
         )
 
 

@@ -1,0 +1,154 @@
+"""Which rule a torch function gets: its own, torch's function on plain tensors, or a refusal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_silent.discrete_sample.refusals import in_place, leak, no_rule, operation_name
+from pyro_silent.discrete_sample.sample import (
+    DiscreteSample,
+    carries_gradient,
+    is_float,
+    latents_in,
+    opaque,
+)
+from pyro_silent.discrete_sample.table import INTEGRAL_RULES, RULES
+
+
+def samples_in(arguments: Any) -> Iterator[DiscreteSample]:
+    """The samples among the arguments of a function, also inside lists, tuples and dicts."""
+    kind = type(arguments)
+    if kind is DiscreteSample:
+        yield arguments
+    elif kind is list or isinstance(arguments, tuple):
+        for item in arguments:
+            yield from samples_in(item)
+    elif kind is dict:
+        for item in arguments.values():
+            yield from samples_in(item)
+
+
+def plain_values(arguments: Any) -> Any:
+    """Arguments with the plain values of their samples."""
+    kind = type(arguments)
+    if kind is DiscreteSample:
+        return arguments._value
+    if kind is tuple:
+        return tuple([plain_values(arg) for arg in arguments])
+    if kind is list:
+        return [plain_values(arg) for arg in arguments]
+    if kind is dict:
+        return {key: plain_values(arg) for key, arg in arguments.items()}
+    return arguments
+
+
+# ---------------------------------------------------------------------------------------------------
+# Functions without a rule
+# ---------------------------------------------------------------------------------------------------
+
+
+def run_plain(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """torch's own function on plain tensors, if nothing of the gradient is lost by that."""
+    plain: list[Any] = []
+    for arg in args:
+        kind = type(arg)
+        if kind is DiscreteSample:
+            arg = arg._value
+            if not arg.is_floating_point():
+                return INTEGRAL_RULES[func](func, args, kwargs)
+        elif kind is list or kind is tuple:
+            if any(not is_float(sample) for sample in samples_in(arg)):
+                return INTEGRAL_RULES[func](func, args, kwargs)
+            arg = plain_values(arg)
+        plain.append(arg)
+    if kwargs:
+        if any(not is_float(sample) for sample in samples_in(kwargs)):
+            return INTEGRAL_RULES[func](func, args, kwargs)
+        result = func(*plain, **plain_values(kwargs))
+    else:
+        result = func(*plain)
+    if type(result) is Tensor and result.requires_grad and result is not plain[0]:
+        return result
+    return _checked(func, result, args, kwargs)
+
+
+def refuse(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The fallback for integer and bool samples, whose gradient torch's function does not know of."""
+    raise refused(func, args, kwargs)
+
+
+def refused(func: Callable, *arguments: Any) -> Exception:
+    """The error for a function without a rule for the samples among its arguments."""
+    samples = list(samples_in(arguments))
+    lost = next((sample._lost for sample in samples if sample._lost is not None), None)
+    return no_rule(func, latents_in(samples), lost)
+
+
+def _checked(func: Callable, result: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A result that is no tensor with a gradient: refused, or handed on with what was lost noted."""
+    samples = list(samples_in((args, kwargs)))
+    if result is not None and any(result is sample._value for sample in samples):
+        raise in_place(func, latents_in(samples))
+    if not torch.is_grad_enabled() or not any(map(carries_gradient, samples)):
+        return result
+    if isinstance(result, (list, tuple)) and all(isinstance(item, Tensor) for item in result):
+        items = [
+            item if item.requires_grad else opaque(item, samples, operation_name(func))
+            for item in result
+        ]
+        return type(result)(items)
+    if isinstance(result, Tensor):
+        if (
+            result.requires_grad or type(result) is not Tensor
+        ):  # another subclass looks after itself
+            return result
+        raise refused(func, samples)
+    raise leak(func, latents_in(samples))
+
+
+def without_gradient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Under ``no_grad`` hard samples are plain tensors; soft ones keep the values that they have."""
+    is_soft = False
+    for sample in samples_in((args, kwargs)):
+        is_soft = is_soft or sample._soft
+        if not is_float(sample) and _inside_autograd_function():
+            remedy = "Write the function with torch operations"
+            raise leak(torch.autograd.Function.apply, sample._latents, remedy)
+    if is_soft:
+        return RULES[func](func, args, kwargs)
+    return func(*plain_values(args), **plain_values(kwargs))
+
+
+def below(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A call below the level of torch functions (vmap, C++ code that reads a number)."""
+    for sample in samples_in((args, kwargs)):
+        if not is_float(sample) and torch.is_grad_enabled():
+            raise leak(func, sample._latents)
+    return func(*plain_values(args), **plain_values(kwargs))
+
+
+_FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")
+
+
+def _inside_autograd_function() -> bool:
+    """Whether the code that runs was called by ``torch.autograd.Function.apply``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "apply" and code.co_filename.endswith(_FUNCTION_FILE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+RULES.fallback = run_plain
+RULES.without_gradient = without_gradient
+RULES.below = below
+INTEGRAL_RULES.fallback = refuse
