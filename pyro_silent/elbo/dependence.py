@@ -1,81 +1,95 @@
-"""Which binary sites of a guide depend on samples that were drawn before them."""
+"""Which sites of a guide depend on samples that were drawn before them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_silent.discrete_sample import bernoulli_sample
-from pyro_silent.elbo.treatment import innermost
+_METADATA = frozenset(
+    getattr(attribute, "__get__", attribute)
+    for attribute in (
+        *(
+            Tensor.shape,
+            Tensor.dtype,
+            Tensor.device,
+            Tensor.requires_grad,
+            Tensor.ndim,
+            Tensor.is_leaf,
+        ),
+        *(Tensor.layout, Tensor.is_cuda, Tensor.is_meta, Tensor.is_sparse, Tensor.grad_fn),
+    )
+) | {
+    *(Tensor.dim, Tensor.ndimension, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.stride),
+    *(Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.get_device),
+    *(Tensor.__len__, Tensor.__repr__, Tensor.data_ptr, Tensor.register_hook),
+}
 
 
-class AntitheticDraw(NamedTuple):
-    """One draw of a binary site: ``value = logits + noise > 0``.
+class Marked(Tensor):
+    """A tensor that depends on a sample, as all that is computed from it does.
 
-    :ivar is_root: whether the logits are a function of the parameters and the data alone.
+    torch gives the results of every operation on a subclass the type of the subclass, also where there
+    is no derivative. What becomes a Python value leaves no mark and is counted.
+
+    :cvar num_escapes: how often a marked tensor became a Python value.
     """
 
-    logits: Tensor
-    noise: Tensor
-    value: Tensor
-    is_root: bool
+    num_escapes = 0
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function; its results are marked."""
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        is_value = not isinstance(result, (Tensor, tuple, list)) or func is Tensor.tolist
+        if is_value and func not in _METADATA and not _is_validation():
+            Marked.num_escapes += 1
+        return result
+
+
+def _is_validation() -> bool:
+    """Whether torch.distributions looks at the value, as it does to check arguments."""
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    return caller.startswith("torch.distributions")
 
 
 class DependenceTracker(Messenger):
-    """Put inside the guide's trace, it lets the guide see binary samples that leave a mark.
+    """Put inside the guide's trace, it lets the guide see marked samples; the model sees plain ones.
 
-    The guide computes with leaves of the autograd graph, so the graph of a later site's logits leads
-    to the samples they depend on; operations without a derivative are made to lead there as well, and
-    Python control flow on such a value raises :class:`LeakError`. The model sees plain samples. Without
-    gradients there is no graph and nothing counts as dependent; only gradients could be wrong then.
+    A site whose parameters carry the mark depends on a sample. Once the guide has turned a marked
+    tensor into a Python value, any later site may depend on it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.clear()
 
-    def clear(self) -> None:
-        """Forget the samples of the run before."""
-        self._leaves: list[Tensor] = []
-        self._untracked = False
-        self._tracked: set[str] = set()
+    def clear(self, follows: bool = True) -> None:
+        """Forget the run before.
 
-    def depends(self, logits: Tensor) -> bool:
-        """Whether logits depend, or may depend, on a sample of this run."""
-        if self._untracked:
-            return True
-        return bool(self._leaves) and _reaches(logits, self._leaves)
+        :param follows: whether the guide runs inside; if not, every site after the first may depend.
+        """
+        self._escapes_before = Marked.num_escapes
+        self._follows = follows
+        self._num_sites = 0
 
-    def track(self, name: str) -> None:
-        """Let the guide see a marked sample of a site."""
-        self._tracked.add(name)
+    def depends(self, parameter: Tensor) -> bool:
+        """Whether the next site's parameter depends, or may depend, on a sample of this run."""
+        if not self._follows:
+            return self._num_sites > 0
+        return isinstance(parameter, Marked) or Marked.num_escapes > self._escapes_before
+
+    def count_site(self) -> None:
+        """A site gets its value."""
+        self._num_sites += 1
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or isinstance(innermost(msg["fn"]), Delta):
+        if msg["is_observed"] or site_is_subsample(msg) or not isinstance(msg["value"], Tensor):
             return
-        if msg["name"] not in self._tracked:
-            self._untracked = True
-            return
-        leaf = msg["value"].detach().requires_grad_(torch.is_grad_enabled())
-        self._leaves.append(leaf)
-        msg["value"] = bernoulli_sample(leaf, msg["name"])
-
-
-def _reaches(tensor: Tensor, leaves: list[Tensor]) -> bool:
-    """Whether the graph of a tensor leads to one of some leaves."""
-    wanted = {id(leaf) for leaf in leaves}
-    stack, seen = [tensor.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        stack += [parent for parent, _ in node.next_functions]
-    return False
+        msg["value"] = msg["value"].as_subclass(Marked)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyro_silent.elbo.dependence import AntitheticDraw, DependenceTracker
-from pyro_silent.elbo.discrete import discrete_law
+from pyro_silent.elbo.dependence import DependenceTracker
+from pyro_silent.elbo.discrete import DiscreteLaw, discrete_law
 from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.leave_one_out import across_runs, sum_scores
 from pyro_silent.elbo.particle import Particle
@@ -20,6 +21,18 @@ from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.errors import IntractableError
 from pyro_silent.estimators.disarm import disarm_weights, logistic_noise
+
+
+class AntitheticDraw(NamedTuple):
+    """One draw of a binary site: ``value = logits + noise > 0``.
+
+    :ivar is_root: whether the logits are a function of the parameters and the data alone.
+    """
+
+    logits: Tensor
+    noise: Tensor
+    value: Tensor
+    is_root: bool
 
 
 class DisARMELBO(TreatmentELBO):
@@ -35,9 +48,9 @@ class DisARMELBO(TreatmentELBO):
     site's plates (Dong, Mnih and Tucker 2020, "DisARM"; Yin et al. 2020, "U2G"). The formula asks for a
     :math:`\phi_i` that is the same function of the parameters in both runs. A site that depends on
     earlier samples is therefore drawn afresh in the second run and gets the leave-one-out estimate of the
-    two, so that the whole is unbiased for dependent sites as well. What depends on what is read off the
-    guide's autograd graph; a site that comes after a continuous latent, or after one marked with
-    ``infer={"silent": False}``, counts as dependent, so put Bernoulli sites first.
+    two, so that the whole is unbiased for dependent sites as well. What depends on what is found by
+    marking the samples that the guide sees; once it has made a Python value of one (``if z > 0``), all
+    later sites count as dependent.
 
     Latents that are neither Bernoulli nor reparameterizable get the leave-one-out estimate too;
     continuous ones are reparameterized; KL is in closed form where torch knows it. Both runs see one
@@ -67,12 +80,15 @@ class DisARMELBO(TreatmentELBO):
         """Bernoulli sites by noise that the second run mirrors, other discrete ones by a plain sample."""
         fn, name = msg["fn"], msg["name"]
         law = discrete_law(fn)
-        if law is None:
-            return None
-        if law.kind != "bernoulli" or not msg["infer"].get("silent", True):
+        try:
+            return None if law is None else self._treatment(name, fn, law, msg["infer"])
+        finally:
+            self._tracker.count_site()
+
+    def _treatment(self, name: str, fn: Distribution, law: DiscreteLaw, infer: dict) -> Treated:
+        if law.kind != "bernoulli" or not infer.get("silent", True):
             return Treated(fn.sample(), "score function", lambda: negative_entropy(fn))
         draw = self._draw(law.logits, self._first.get(name))
-        self._tracker.track(name)
         return Treated(draw.value, "antithetic", lambda: negative_entropy(fn), draw)
 
     def _draw(self, logits: Tensor, first: Treated | None) -> AntitheticDraw:
@@ -93,8 +109,9 @@ class DisARMELBO(TreatmentELBO):
         raise error
 
     def _run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
-        self._tracker.clear()
-        if not isinstance(poutine.unwrap(guide), GuideMessenger):
+        follows = not isinstance(poutine.unwrap(guide), GuideMessenger)
+        self._tracker.clear(follows)
+        if follows:
             guide = self._tracker(guide)
         return super()._run(model, guide, args, kwargs)
 
@@ -140,11 +157,16 @@ def _surrogate(pair: list[tuple[AntitheticDraw, Any]]) -> Tensor:
     if len(pair) == 2 and all(draw.is_root for draw in draws):
         first, second = draws
         weights = disarm_weights(first.logits, first.value, second.value)
-        weight = ((signals[0] - signals[1]) * weights).detach()
-        return (weight * first.logits).sum()
+        return _weighted((signals[0] - signals[1]) * weights, first.logits)
     if len(pair) == 2 and scores[0].shape == scores[1].shape:
         difference = signals[0] - signals[1]
         signals = [difference, -difference]
     for draw, signal, score in zip(draws, signals, scores, strict=True):
-        total = total + ((signal * score).detach() * draw.logits).sum()
+        total = total + _weighted(signal * score, draw.logits)
     return total
+
+
+def _weighted(weight: Tensor, logits: Tensor) -> Tensor:
+    """Their summed product, where weight 0 wins over a logit that is infinite."""
+    weight = weight.detach()
+    return torch.where(weight == 0, 0.0, weight * logits).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -71,6 +72,15 @@ def estimated_sample(estimator: Estimator, name: str, law: DiscreteLaw, step: in
     except ConfigurationError as error:
         raise ConfigurationError(f"guide site {name!r}: {error}") from error
     return _SAMPLES[law.kind](value, name, soft=is_soft(estimator))
+
+
+def unvalidated(fn: Distribution) -> Distribution:
+    """A copy that takes any value, whatever it wraps included."""
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = unvalidated(fn.base_dist)
+    return fn
 
 
 def is_soft(estimator: Estimator) -> bool:

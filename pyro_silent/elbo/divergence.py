@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from pyro_silent.discrete_sample import DiscreteSample
 from pyro_silent.elbo.discrete import discrete_law
@@ -138,15 +138,20 @@ def _between_discrete(q: Any, p: Any) -> Tensor | None:
         return None
     if law.logits.shape != prior.logits.shape:
         return None
-    difference = law.logits - prior.logits
     if law.kind == "bernoulli":
-        probs = torch.sigmoid(law.logits)
-        divergence = probs * torch.where(probs == 0, 0.0, difference)
-        divergence = divergence + softplus(prior.logits) - softplus(law.logits)
+        divergence = _mean_log_ratio(logsigmoid(law.logits), logsigmoid(prior.logits))
+        divergence = divergence + _mean_log_ratio(
+            logsigmoid(-law.logits), logsigmoid(-prior.logits)
+        )
     else:
-        probs = law.logits.exp()
-        divergence = (probs * torch.where(probs == 0, 0.0, difference)).sum(-1)
+        divergence = _mean_log_ratio(law.logits, prior.logits).sum(-1)
     return sum_rightmost(divergence, divergence.dim() - len(q.batch_shape))
+
+
+def _mean_log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """q log(q / p), and 0 where q is."""
+    probs = log_q.exp()
+    return probs * torch.where(probs == 0, 0.0, log_q - log_p)
 
 
 def use_closed_divergences(particle: Particle) -> None:

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -19,6 +18,7 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.elbo.discrete import unvalidated
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
 from pyro_silent.elbo.finite import check_finite
@@ -256,8 +256,7 @@ def _score_soft_values(particle: Particle) -> None:
     for name, treated in particle.treated.items():
         site = particle.model_trace.nodes.get(name)
         if treated.method == "relaxed" and site is not None and "log_prob" not in site:
-            with pyro.validation_enabled(False):
-                log_prob = site["fn"].log_prob(site["value"])
+            log_prob = unvalidated(site["fn"]).log_prob(site["value"])
             _set_log_prob(site, log_prob, particle.draw)
             particle.records["model", name] = Record(["plain"])
 
