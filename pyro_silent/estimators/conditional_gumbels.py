@@ -35,6 +35,7 @@ def one_hot_product(
     temperature: float,
     num_gumbels: int,
     points: str,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""The mean over conditional draws of :math:`(\mathrm{diag}(s) - s s^\top) v / \tau`.
 
@@ -46,6 +47,7 @@ def one_hot_product(
     :param float temperature: tau > 0.
     :param int num_gumbels: K, how many draws.
     :param str points: a key of ``POINT_SETS``.
+    :param generator: of the draws.
     """
     num_categories = log_probs.shape[-1]
     drawn = hard.reshape(-1, num_categories).argmax(-1).unsqueeze(0)
@@ -57,10 +59,11 @@ def one_hot_product(
     gradient = torch.where(weigher.possible, gradient, 0.0)
 
     product = torch.zeros_like(gradient)
+    point_set = POINT_SETS[points]
     for chunk in _chunks(gradient, num_gumbels, num_categories):
         if chunk.is_first:
             block = gradient[:, chunk.rows]
-            stream = POINT_SETS[points](num_gumbels, num_categories, block.shape[1], block)
+            stream = point_set(num_gumbels, num_categories, block.shape[1], block, generator)
         weights = weigher(clock_ratios(stream.fill(chunk.buffer)), chunk.rows)
         slope = torch.mul(weights, block, out=chunk.spare[:, 1:])
         total = weights.sum(1, keepdim=True).add_(1).reciprocal_()
@@ -86,7 +89,11 @@ def _with_winner(others: Tensor, drawn: Tensor) -> Tensor:
 
 
 def bernoulli_derivative(
-    log_odds: Tensor, temperature: float, num_gumbels: int, points: str
+    log_odds: Tensor,
+    temperature: float,
+    num_gumbels: int,
+    points: str,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""The mean over conditional draws of :math:`s (1 - s) / \tau`, elementwise.
 
@@ -97,10 +104,11 @@ def bernoulli_derivative(
     flat = log_odds.reshape(-1)
     weigher = RelativeWeights(torch.nn.functional.logsigmoid(-flat), temperature)
     derivative = torch.zeros_like(flat)
+    point_set = POINT_SETS[points]
     for chunk in _chunks(flat, num_gumbels, 1):
         if chunk.is_first:
             block = derivative[chunk.rows]
-            stream = POINT_SETS[points](num_gumbels, 1, len(block), block)
+            stream = point_set(num_gumbels, 1, len(block), block, generator)
         uniform = stream.fill(chunk.buffer)
         odds = uniform.div_(torch.sub(1, uniform, out=chunk.spare))
         weights = weigher(odds, chunk.rows)

@@ -27,13 +27,22 @@ class PointSet(ABC):
     :param num_dims: of the cube.
     :param num_rows: how many independent point sets.
     :param Tensor like: gives dtype and device.
+    :param generator: of that device; None for the global one.
     """
 
-    def __init__(self, num_points: int, num_dims: int, num_rows: int, like: Tensor) -> None:
+    def __init__(
+        self,
+        num_points: int,
+        num_dims: int,
+        num_rows: int,
+        like: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self.num_points = num_points
         self.num_dims = num_dims
         self.num_rows = num_rows
         self.like = like
+        self.generator = generator
 
     @abstractmethod
     def fill(self, out: Tensor) -> Tensor:
@@ -49,7 +58,7 @@ class IndependentPoints(PointSet):
     def fill(self, out: Tensor) -> Tensor:
         """See :class:`PointSet`."""
         # uniform_ returns multiples of a grid's step, among them 0 and not 1
-        return out.uniform_().clamp_min_(torch.finfo(out.dtype).eps / 4)
+        return out.uniform_(generator=self.generator).clamp_min_(torch.finfo(out.dtype).eps / 4)
 
 
 class LatticePoints(PointSet):
@@ -69,12 +78,19 @@ class LatticePoints(PointSet):
     One random number per row and dimension, however many points.
     """
 
-    def __init__(self, num_points: int, num_dims: int, num_rows: int, like: Tensor) -> None:
-        super().__init__(num_points, num_dims, num_rows, like)
+    def __init__(
+        self,
+        num_points: int,
+        num_dims: int,
+        num_rows: int,
+        like: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(num_points, num_dims, num_rows, like, generator)
         # Coordinates run over [-2, 2), in which the lattice has period 2. They live on a grid on
         # which their sums are exact, the shift on its midpoints: folding hits neither 0 nor 1.
         self._cells = 2.0 / torch.finfo(like.dtype).eps / 4
-        shift = like.new_empty(num_dims, num_rows).uniform_()
+        shift = like.new_empty(num_dims, num_rows).uniform_(generator=generator)
         self._shift = shift.mul_(self._cells).floor_().add_(0.5).mul_(2 / self._cells).sub_(2)
         build = _generating_vector
         self._vector = (build.__wrapped__ if isinstance(like, FakeTensor) else build)(

@@ -79,7 +79,7 @@ def test_chunks_are_parts_of_the_same_lattice(dtype, sizes):
 @pytest.mark.parametrize("largest", [False, True])
 def test_neither_0_nor_1_occurs(monkeypatch, point_set, dtype, largest):
     end = 1 - torch.finfo(dtype).eps / 2 if largest else 0.0
-    monkeypatch.setattr(torch.Tensor, "uniform_", lambda tensor: tensor.fill_(end))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda tensor, **kwargs: tensor.fill_(end))
     for num_points in (1, 2, 3, 10, 1000):
         found = points(point_set, num_points, 3, 2, dtype)
         assert found.min() > 0
