@@ -95,7 +95,7 @@ class Attach(torch.autograd.Function):
         ctx.levels_of = levels_of
         ctx.num_operands = len(operands)
         ctx.save_for_backward(*operands, *codes)
-        return value.detach()
+        return value.detach().clone() if value._is_view() else value.detach()
 
     @staticmethod
     @once_differentiable

@@ -35,12 +35,17 @@ def samples_in(arguments: Any) -> Iterator[DiscreteSample]:
             yield from samples_in(item)
 
 
+def has_samples(arguments: Any) -> bool:
+    """Whether a sample is among the arguments; ``any`` would ask for its truth."""
+    return next(samples_in(arguments), None) is not None
+
+
 def plain_values(arguments: Any) -> Any:
     """Arguments with the plain values of their samples."""
     kind = type(arguments)
     if kind is DiscreteSample:
         return arguments._value
-    if kind is tuple:
+    if kind is tuple or (isinstance(arguments, tuple) and kind is not torch.Size):
         return tuple([plain_values(arg) for arg in arguments])
     if kind is list:
         return [plain_values(arg) for arg in arguments]
@@ -94,8 +99,11 @@ def refused(func: Callable, *arguments: Any) -> Exception:
 def _checked(func: Callable, result: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A result that is no tensor with a gradient: refused, or handed on with what was lost noted."""
     samples = list(samples_in((args, kwargs)))
-    if result is not None and any(result is sample._value for sample in samples):
-        raise in_place(func, latents_in(samples))
+    for sample in samples:
+        if sample._value._version != sample._version_made:
+            raise in_place(func, latents_in(samples))
+        if result is sample._value:
+            return sample
     if not torch.is_grad_enabled() or not any(map(carries_gradient, samples)):
         return result
     if isinstance(result, (list, tuple)) and all(isinstance(item, Tensor) for item in result):
@@ -105,9 +113,7 @@ def _checked(func: Callable, result: Any, args: tuple, kwargs: dict[str, Any]) -
         ]
         return type(result)(items)
     if isinstance(result, Tensor):
-        if (
-            result.requires_grad or type(result) is not Tensor
-        ):  # another subclass looks after itself
+        if result.requires_grad or type(result) is not Tensor:  # other subclasses mind themselves
             return result
         raise refused(func, samples)
     raise leak(func, latents_in(samples))
@@ -129,7 +135,9 @@ def without_gradient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any
 def below(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A call below the level of torch functions (vmap, C++ code that reads a number)."""
     for sample in samples_in((args, kwargs)):
-        if not is_float(sample) and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            break
+        if not is_float(sample) or "_local_scalar_dense" in func.__name__:
             raise leak(func, sample._latents)
     return func(*plain_values(args), **plain_values(kwargs))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.discrete_sample.dispatch import refused, run_plain, samples_in
+from pyro_silent.discrete_sample.dispatch import has_samples, refused, run_plain, samples_in
 from pyro_silent.discrete_sample.factor import merged
 from pyro_silent.discrete_sample.outcome import hard, outcome
 from pyro_silent.discrete_sample.refusals import in_place, leak, too_many_levels
@@ -29,7 +29,7 @@ from pyro_silent.discrete_sample.table import INTEGRAL_RULES, register, rule
 
 STEPS = """
     eq ne lt le gt ge greater greater_equal less less_equal not_equal __eq__ __ne__ __lt__ __le__
-    __gt__ __ge__ isclose isnan isinf isfinite isposinf isneginf isreal isin
+    __gt__ __ge__ isclose isnan isinf isfinite isposinf isneginf isreal
     logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not
     bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ __rand__ __ror__ __rxor__ __invert__
     __lshift__ __rshift__ __rlshift__ __rrshift__ gcd lcm signbit
@@ -49,20 +49,22 @@ POINTWISE = """
     minimum maximum fmin fmax float_power sin cos tan asin acos atan sinh cosh asinh acosh atanh arcsin
     arccos arctan arctan2 atan2 hypot expit erf erfc erfinv lgamma gammaln digamma psi mvlgamma polygamma
     i0 i0e i1 i1e ndtr ndtri log_ndtr sinc frac deg2rad rad2deg xlogy xlog1py logaddexp logaddexp2
-    copysign ldexp nan_to_num entr where masked_fill lerp addcmul addcdiv softplus softsign logsigmoid
-    hardtanh elu gelu silu
+    copysign ldexp nan_to_num entr where masked_fill lerp addcmul addcdiv softplus logsigmoid
 """.split()
 
 MAX_LEVELS = 4096
-_DIVISIONS = {"floor_divide", "remainder", "fmod", "div", "divide"} | {
-    *("__floordiv__", "__rfloordiv__", "__mod__", "__rmod__")
+_DIVISIONS = {
+    *("floor_divide", "remainder", "fmod", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__")
 }
 _ADDITIVE = {"add", "sub", "subtract", "rsub", "__add__", "__radd__", "__sub__", "__rsub__"}
 
 
 def steps(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A function without a derivative."""
-    return elementwise(func, args, kwargs, list(samples_in((args, kwargs))))
+    by_levels = list(samples_in((args, kwargs)))
+    if any(is_opaque(sample) for sample in by_levels):
+        raise refused(func, by_levels)
+    return elementwise(func, args, kwargs, by_levels)
 
 
 def integral(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -101,6 +103,14 @@ def smooth(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     return discrete(value, sample._latents, sample.factors, levels)
 
 
+@rule("isin")
+def isin(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Elementwise in its first argument only."""
+    if has_samples((args[1:], kwargs)):
+        raise refused(func, args, kwargs)
+    return steps(func, args, kwargs)
+
+
 @rule("where")
 def where(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """``where(condition, a, b)``; with the condition alone it asks for positions."""
@@ -118,7 +128,7 @@ def elementwise(
     if not kwargs and _same_scalars(args, by_levels):
         return _of_same_scalars(func, args, by_levels[0])
     latents = latents_in(by_levels)
-    if kwargs.get("out") is not None:
+    if kwargs.get("out") is not None or kwargs.get("inplace"):
         raise in_place(func, latents)
     chosen = {id(sample) for sample in by_levels}
 

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_plain, samples_in
+from pyro_silent.discrete_sample.dispatch import (
+    has_samples,
+    plain_values,
+    refused,
+    run_plain,
+    samples_in,
+)
 from pyro_silent.discrete_sample.lookup import dims_of, gathered, lookup
 from pyro_silent.discrete_sample.outcome import settled
 from pyro_silent.discrete_sample.refusals import in_place, leak
@@ -42,7 +48,7 @@ def getitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     samples = list(samples_in(entries))
     if not samples:
         return by_positions(func, args, kwargs)
-    if any(isinstance(entry, (list, tuple)) and any(samples_in(entry)) for entry in entries):
+    if any(isinstance(entry, (list, tuple)) and has_samples(entry) for entry in entries):
         raise leak(func, latents_in(samples), "Index by torch.stack([...]) instead of a list")
     entries = tuple(_settled_mask(func, entry) for entry in entries)
     if not any(type(entry) is DiscreteSample for entry in entries):
@@ -184,6 +190,6 @@ def setitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if index.shape == target.shape and (not isinstance(value, Tensor) or not value.dim()):
             target.copy_(torch.where(index, value, target.clone()))
             return None
-    if any(samples_in(index)) or any(not is_float(sample) for sample in samples_in(value)):
+    if has_samples(index) or any(not is_float(sample) for sample in samples_in(value)):
         raise in_place(func, latents)
     return func(*plain_values(args), **kwargs)

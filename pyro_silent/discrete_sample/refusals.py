@@ -41,11 +41,13 @@ def no_rule(func: Callable, latents: tuple[str, ...], lost: str | None = None) -
     operation = operation_name(func)
     location = user_location()
     after = f" on the result of {lost}" if lost is not None and lost != operation else ""
+    step = "comparisons, arithmetic, torch.where, table[z] or F.one_hot(z, n).float()"
+    if after:
+        step = "its float(), which has a gradient and derivatives as any float tensor"
     return IntractableError(
         f"{operation}{after} at {location} would lose the straight-through gradient of latent "
-        f"{_named(latents)}: there is no rule for it on a discrete sample. Write the step with "
-        "comparisons, arithmetic, torch.where, table[z] or F.one_hot(z, n).float(), call z.detach() "
-        f"if no gradient is wanted, or {_OTHERWISE}.",
+        f"{_named(latents)}: there is no rule for it on a discrete sample. Write the step with {step}, "
+        f"call z.detach() if no gradient is wanted, or {_OTHERWISE}.",
         operation=operation,
         latents=latents,
         location=location,

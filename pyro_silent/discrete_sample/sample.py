@@ -40,6 +40,7 @@ class DiscreteSample(Tensor):
     """
 
     _value: Tensor  # the plain tensor
+    _version_made: int  # its version then: nothing may have written to it since
     _latents: tuple[str, ...]
     _soft: bool = False  # whether some code may lie between 0 and 1
     _root: object = None  # of a pure sample, whose float values are their own binary codes
@@ -57,8 +58,13 @@ class DiscreteSample(Tensor):
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Look the function up in the rule table."""
+        if kwargs is None:
+            kwargs = {}
+        elif not args and "input" in kwargs and "condition" not in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         rule = RULES[func] if torch.is_grad_enabled() else RULES.without_gradient
-        return rule(func, args, kwargs or {})
+        return rule(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -136,6 +142,7 @@ def pure(
     """A sample whose float values are their own binary codes."""
     sample = value.as_subclass(DiscreteSample)
     sample._value = value
+    sample._version_made = value._version
     sample._latents = latents
     sample._root = root
     sample._soft = soft
@@ -153,6 +160,7 @@ def discrete(
     """A sample that is a function of the scalars of some factors."""
     sample = value.as_subclass(DiscreteSample)
     sample._value = value
+    sample._version_made = value._version
     sample._latents = latents
     sample._factors = factors
     sample._soft = True in [factor.soft for factor in factors]
@@ -173,6 +181,7 @@ def opaque(
     """A function of some samples whose levels are not known; at most a float surrogate for it is."""
     sample = value.as_subclass(DiscreteSample)
     sample._value = value
+    sample._version_made = value._version
     sample._latents = latents_in(sources)
     sample._soft = any(source._soft for source in sources)
     sample._lost = lost or "an earlier operation"

@@ -113,7 +113,7 @@ def _positions(shape: Shape, device: torch.device) -> Tensor:
 def _by_positions(sample: DiscreteSample, shape: Shape, positions: Tensor) -> tuple[Move, bool]:
     def move(tensor: Tensor, trailing: int) -> Tensor:
         tail = tensor.shape[tensor.dim() - trailing :]
-        return tensor.expand(*shape, *tail).reshape(-1, *tail)[positions]
+        return tensor.expand(*shape, *tail).reshape(math.prod(shape), *tail)[positions]
 
     keeps_last = False
     if sample._rows is not None and positions.dim() and positions.shape[-1] == shape[-1]:

@@ -27,6 +27,7 @@ _PRODUCTS = {
     *("mul", "multiply", "__mul__", "__rmul__", "matmul", "__matmul__", "__rmatmul__", "mm", "mv"),
     *("bmm", "dot", "inner", "outer", "ger", "tensordot", "einsum", "linear", "kron", "vdot"),
 }
+_BY_CONDITION = {"where", "masked_fill"}
 
 
 def surrogate_of(sample: DiscreteSample) -> Tensor:
@@ -57,17 +58,17 @@ def linear(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     value = func(*plain_values(args), **plain_values(kwargs))
     name = getattr(func, "__name__", "")
     is_linear = name in _LINEAR or (name in _PRODUCTS and len(samples) == 1)
-    if not isinstance(value, Tensor) or not (is_linear or value.is_floating_point()):
+    if name in _BY_CONDITION or not (is_linear or value.is_floating_point()):
         raise refused(func, samples)
     dtype = next(surrogate_of(sample).dtype for sample in samples if not is_float(sample))
-    surrogate = func(*_as_floats(args, dtype), **_as_floats(kwargs, None))
+    surrogate = func(*_as_floats(args, dtype), **_as_floats(kwargs, dtype))
     if value.is_floating_point():
         return surrogate.to(value.dtype)
     return opaque(value, samples, operation_name(func), surrogate)
 
 
-def _as_floats(arguments: Any, dtype: torch.dtype | None) -> Any:
-    """Samples as surrogates, and plain integer tensors as floats where a dtype is given."""
+def _as_floats(arguments: Any, dtype: torch.dtype) -> Any:
+    """Samples as surrogates, and plain integer tensors as floats."""
     kind = type(arguments)
     if kind is DiscreteSample:
         return surrogate_of(arguments)
@@ -75,6 +76,6 @@ def _as_floats(arguments: Any, dtype: torch.dtype | None) -> Any:
         return kind(_as_floats(arg, dtype) for arg in arguments)
     if kind is dict:
         return {key: _as_floats(arg, dtype) for key, arg in arguments.items()}
-    if dtype is not None and isinstance(arguments, Tensor) and not arguments.is_floating_point():
+    if isinstance(arguments, Tensor) and not arguments.is_floating_point():
         return arguments.to(dtype)
     return arguments

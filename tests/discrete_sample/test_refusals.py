@@ -96,6 +96,7 @@ LEAKS = {
     "fill_": lambda z, b, d: torch.zeros(3).fill_(z[0]),
     "copy_": lambda z, b, d: torch.zeros(3, dtype=torch.long).copy_(z),
     "relu inplace": lambda z, b, d: F.relu(b, inplace=True),
+    "relu inplace of integers": lambda z, b, d: F.relu(z, inplace=True),
     "dropout inplace": lambda z, b, d: F.dropout(b, 0.5, True, True),
     "out": lambda z, b, d: torch.add(z, 1, out=torch.zeros(3, dtype=torch.long)),
 }
@@ -117,6 +118,10 @@ NO_RULES = {
     "view of bits": lambda z, b, d: z.view(torch.int32),
     "triu": lambda z, b, d: z[None].triu(),
     "count == 1": lambda z, b, d: (z == 1).sum() == 1,
+    "count // 2.0": lambda z, b, d: (z == 1).sum() // 2.0,
+    "count % 2": lambda z, b, d: (z == 1).sum() % 2,
+    "where of a count": lambda z, b, d: torch.where(z == 1, (z == 2).sum(), 0.0),
+    "isin": lambda z, b, d: torch.isin(torch.arange(3), z),
     "table of counts": lambda z, b, d: torch.zeros(4)[(z == 1).sum()],
     "any & mask": lambda z, b, d: z.repeat(5).gt(0).any() & True,
     "prod of many": lambda z, b, d: z.repeat(5).prod(),
@@ -247,6 +252,23 @@ def test_questions_are_answered():
     assert z.latents == ("z",)
     assert z.code.shape == (3, 4)
     assert torch.equal(z.levels, torch.arange(4))
+
+
+def test_other_types_are_compared_as_torch_does():
+    z, b, _ = samples()
+    for sample in (z, b):
+        assert (sample == None) is False  # noqa: E711
+        assert (sample != "a") is True
+    with pytest.raises(TypeError):
+        z < "a"  # noqa: B015
+
+
+def test_one_element_of_a_table_is_not_a_view():
+    code = torch.eye(3)[1].requires_grad_()
+    table = torch.zeros(3, 2)
+    row = table[index_sample(code, "z")]
+    row += 1
+    assert table.sum() == 0
 
 
 def test_support_checks_are_plain():
