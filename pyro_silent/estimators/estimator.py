@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution
 
 from pyro_silent.errors import ConfigurationError
-from pyro_silent.estimators.surrogate import Draw, Surrogate, work_dtype
+from pyro_silent.estimators.surrogate import Draw, Surrogate, new_seed, work_dtype
 
 Temperature: TypeAlias = float | Callable[[int], float]
 
@@ -46,6 +46,7 @@ class Estimator(ABC):
     """
 
     _keeps_noise: ClassVar[bool] = False
+    _draws_in_backward: bool = False
     _expected_temperature: ClassVar[str] = "a finite number > 0"
 
     def __init__(self, temperature: Temperature = 1.0) -> None:
@@ -132,9 +133,18 @@ class Estimator(ABC):
         temperature: float,
     ) -> Tensor:
         if not (torch.is_grad_enabled() and logits.requires_grad):
-            return draw(normalise(work_dtype(logits)), temperature)[0].to(logits.dtype)
+            value, _ = draw(normalise(work_dtype(logits)), temperature)
+            if self._draws_in_backward:
+                new_seed(logits)  # what follows is drawn alike with and without gradients
+            return value.to(logits.dtype)
         sample: Tensor = Surrogate.apply(
-            logits, normalise, draw, product, temperature, self._keeps_noise
+            logits,
+            normalise,
+            draw,
+            product,
+            temperature,
+            self._keeps_noise,
+            self._draws_in_backward,
         )
         return sample
 

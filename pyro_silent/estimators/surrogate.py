@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pyro_silent.errors import PyroSilentError
 
@@ -17,11 +18,13 @@ class Draw(NamedTuple):
     :ivar log_probs: one-hot: normalised log probabilities, shape ``[*, n]``; Bernoulli: the logits.
     :ivar hard: the value that was returned, same shape.
     :ivar perturbed: ``log_probs`` plus the noise that decided (Gumbel or logistic), where it is kept.
+    :ivar seed: of what is drawn in the backward pass, where anything is.
     """
 
     log_probs: Tensor
     hard: Tensor
     perturbed: Tensor | None
+    seed: int | None = None
 
     @property
     def noisy(self) -> Tensor:
@@ -29,6 +32,22 @@ class Draw(NamedTuple):
         if self.perturbed is None:
             raise PyroSilentError("an estimator that reads the noise sets _keeps_noise = True.")
         return self.perturbed
+
+    def generator(self) -> torch.Generator | None:
+        """Where the backward pass draws from, on the device of the sample; None is torch's own.
+
+        It leaves the global random state alone and gives the same numbers each time.
+        """
+        if self.seed is None:
+            return None
+        return torch.Generator(device=self.hard.device).manual_seed(self.seed)
+
+
+def new_seed(like: Tensor) -> int | None:
+    """A seed from the global random state of the CPU, which no device has to wait for."""
+    if isinstance(like, FakeTensor) or like.is_meta:
+        return None
+    return int(torch.empty((), dtype=torch.int64).random_())
 
 
 class Surrogate(torch.autograd.Function):
@@ -43,10 +62,12 @@ class Surrogate(torch.autograd.Function):
         product: Any,
         temperature: float,
         keeps_noise: bool,
+        draws_in_backward: bool,
     ) -> Tensor:
         """Draw, and keep what the product reads."""
         log_probs = normalise(work_dtype(logits))
         value, perturbed = draw(log_probs, temperature)
+        ctx.seed = new_seed(logits) if draws_in_backward else None
         value = value.to(logits.dtype)
         # the logits themselves are there for _FirstOrder
         ctx.save_for_backward(logits, log_probs, value, perturbed if keeps_noise else None)
@@ -58,13 +79,13 @@ class Surrogate(torch.autograd.Function):
         """The product, with 0 for the gradient at masked categories."""
         logits, log_probs, value, perturbed = ctx.saved_tensors
         with torch.no_grad():
-            draw = Draw(log_probs, value.to(log_probs.dtype), perturbed)
+            draw = Draw(log_probs, value.to(log_probs.dtype), perturbed, ctx.seed)
             # a masked category never occurs, so that what f would be there says nothing
             counted = torch.where(log_probs == -math.inf, 0.0, gradient.to(log_probs.dtype))
             result = ctx.product(draw, counted, ctx.temperature).to(logits.dtype)
         if torch.is_grad_enabled():
             result = _FirstOrder.apply(result, logits, gradient)
-        return result, None, None, None, None, None
+        return result, *[None] * 6
 
 
 class _FirstOrder(torch.autograd.Function):
