@@ -18,9 +18,9 @@ from tests.elbo.agreement import (
     new_parameters,
 )
 from tests.elbo.chance import Z_LIMIT, assert_unbiased, worst_z_scores
+from tests.elbo.discrete_losses import MIXED, check_at_a_seed, many
 from tests.elbo.discrete_oracle import exact_loss, kl_bits, kl_one_hot, log_normal
 from tests.elbo.discrete_programs import GRID, PROGRAMS, THREE, P, logit, observe
-from tests.elbo.test_straight_through import MIXED, check_at_a_seed, many
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in MIXED])
@@ -102,7 +102,7 @@ def test_the_loss_is_the_same_with_and_without_gradients(name):
     assert_close(elbo.loss(program.model, program.guide), loss, 1e-12, "loss without parameters")
 
 
-@pytest.mark.parametrize("name", ["IndexChain", "Subsampled", "Scored", "Enumerated"])
+@pytest.mark.parametrize("name", ["Impossible", "Subsampled", "Scored", "Enumerated"])
 def test_entry_points_agree_at_a_seed(name):
     program = PROGRAMS[name]
     new_parameters(**program.shapes)

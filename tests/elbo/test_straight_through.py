@@ -1,11 +1,10 @@
 """StraightThroughELBO and GumbelRaoELBO: the value of the hard sample, the gradient of the estimator.
 
-About 150 means are tested here, each with a chance of 5e-7 to fail (see ``chance``).
+The chance of a failure without a cause is in ``discrete_losses``.
 """
 
 from __future__ import annotations
 
-import pyro
 import pytest
 import torch
 
@@ -19,22 +18,20 @@ from pyro_silent import (
     StraightThroughGumbelSoftmax,
 )
 from tests.elbo.agreement import (
-    assert_close,
     assert_entry_points_agree,
     evaluate,
-    gradients_of,
     new_parameters,
 )
 from tests.elbo.chance import Z_LIMIT, assert_unbiased, run_many, worst_z_scores
+from tests.elbo.discrete_losses import MIXED, RUNS, check_at_a_seed, many
 from tests.elbo.discrete_oracle import (
-    Sampled,
     gumbel_rao_jacobian,
     straight_through_jacobian,
     surrogate_loss,
 )
 from tests.elbo.discrete_programs import PROGRAMS, P
 
-MIXED = ("Scored", "Enumerated")  # not all of their latents are the estimator's
+ONE_DRAW = ("Bits", "BitsAsIndices", "OneHots", "IndexedTable", "ComparedIndices", "Factors")
 BINARY = [
     "Bits",
     "BitsAsIndices",
@@ -46,26 +43,6 @@ BINARY = [
     "OwnPrior",
     "Auxiliary",
 ]
-
-
-def many(program, loss=StraightThroughELBO, *arguments, particles: int = 100):
-    """A loss over vectorized particles."""
-    return loss(
-        *arguments,
-        num_particles=particles,
-        vectorize_particles=True,
-        max_plate_nesting=program.max_plate_nesting,
-    )
-
-
-def check_at_a_seed(program, elbo, estimator) -> None:
-    """Loss and gradients are those of a plain run with the same draws."""
-    loss, gradients = evaluate(elbo, program.model, program.guide, seed=3)
-    pyro.set_rng_seed(3)
-    plain = program.plain(Sampled(estimator))
-    assert_close(loss, plain, 1e-12, "loss")
-    for name, truth in gradients_of(plain).items():
-        assert_close(gradients[name], truth, 1e-12, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in MIXED])
@@ -94,7 +71,7 @@ def test_mean_of_loss_and_gradient(name):
     program = PROGRAMS[name]
     new_parameters(**program.shapes)
     elbo = many(program, StraightThroughELBO, ZGR())
-    assert_unbiased(elbo, program.model, program.guide, surrogate_loss(program))
+    assert_unbiased(elbo, program.model, program.guide, surrogate_loss(program), runs=RUNS)
 
 
 @pytest.mark.parametrize("name", ["BitsAsIndices", "BitChain"])
@@ -106,15 +83,19 @@ def test_mean_of_gumbel_rao(name, temperature, num_gumbels):
     new_parameters(**program.shapes)
     truth = surrogate_loss(program, gumbel_rao_jacobian(temperature))
     elbo = many(program, GumbelRaoELBO, temperature, num_gumbels)
-    assert_unbiased(elbo, program.model, program.guide, truth)
+    assert_unbiased(elbo, program.model, program.guide, truth, runs=RUNS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_values_do_not_depend_on_the_estimator(name):
+    """At one seed; Gumbel-Rao draws a seed with each sample, so that only the first one is the same."""
     program = PROGRAMS[name]
     new_parameters(**program.shapes)
+    estimators = [ZGR(), StraightThrough(), ReinMax(2.0)]
+    if name in ONE_DRAW:
+        estimators.append(GumbelRao(0.1))
     losses = []
-    for estimator in (ZGR(), GumbelRao(0.1), StraightThrough(), ReinMax(2.0)):
+    for estimator in estimators:
         elbo = StraightThroughELBO(estimator, max_plate_nesting=program.max_plate_nesting)
         losses.append(evaluate(elbo, program.model, program.guide, seed=3)[0])
     assert max(losses) - min(losses) < 1e-12
@@ -143,7 +124,7 @@ def test_another_jacobian_would_be_caught(name, wrong):
     assert max(worst.values()) > 2 * Z_LIMIT
 
 
-@pytest.mark.parametrize("name", ["IndexChain", "Subsampled", "Scored", "Enumerated"])
+@pytest.mark.parametrize("name", ["Impossible", "Subsampled", "Scored", "Enumerated"])
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_entry_points_agree_at_a_seed(name, num_particles):
     program = PROGRAMS[name]
