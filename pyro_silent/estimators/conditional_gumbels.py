@@ -64,7 +64,8 @@ def one_hot_product(
         if chunk.is_first:
             block = gradient[:, chunk.rows]
             stream = point_set(num_gumbels, num_categories, block.shape[1], block, generator)
-        weights = weigher(clock_ratios(stream.fill(chunk.buffer)), chunk.rows)
+        clocks = stream.fill(chunk.buffer).log2_()  # -E, in a unit that their ratio does not know
+        weights = weigher(clocks[:, :1], clocks[:, 1:], chunk.rows)
         slope = torch.mul(weights, block, out=chunk.spare[:, 1:])
         total = weights.sum(1, keepdim=True).add_(1).reciprocal_()
         mean = slope.sum(1, keepdim=True).mul_(total)
@@ -110,20 +111,13 @@ def bernoulli_derivative(
             block = derivative[chunk.rows]
             stream = point_set(num_gumbels, 1, len(block), block, generator)
         uniform = stream.fill(chunk.buffer)
-        odds = uniform.div_(torch.sub(1, uniform, out=chunk.spare))
-        weights = weigher(odds, chunk.rows)
+        weights = weigher(torch.sub(1, uniform, out=chunk.spare), uniform, chunk.rows)
         block += weights.div_(torch.add(weights, 1, out=chunk.spare).square_()).sum((0, 1))
     return derivative.div_(num_gumbels * temperature).view(log_odds.shape)
 
 
-def clock_ratios(uniform: Tensor) -> Tensor:
-    """E_j / E_k, ``[draws, n - 1, rows]``, from ``[draws, n, rows]`` with k first; overwrites it."""
-    clocks = uniform.log2_()  # -E, in a unit that the ratio does not know
-    return clocks[:, 1:].mul_(clocks[:, :1].reciprocal())
-
-
 class RelativeWeights:
-    r"""The weights :math:`(1 + E_j / (E_k p_j))^{-1/\tau}` of the categories that lost.
+    r"""The weights :math:`(E_k / (E_k + E_j / p_j))^{1/\tau}` of the categories that lost.
 
     :param Tensor log_probs: log p_j of these categories; ``-inf`` gives weight 0.
     :ivar Tensor possible: where the weight is not always 0.
@@ -133,7 +127,7 @@ class RelativeWeights:
         self._power = 1 / temperature
         self._factored = temperature > 1
         if self._factored:
-            # p^(1/tau) (p + E_j / E_k)^(-1/tau), for 1 / p overflows where the weight still counts
+            # p^(1/tau) (E_k / (E_k p + E_j))^(1/tau): 1 / p overflows where the weight still counts
             self._probs = log_probs.exp()
             self._scale = (log_probs / temperature).exp()
             self.possible = self._scale > 0
@@ -141,29 +135,35 @@ class RelativeWeights:
             self._scale = (-log_probs).exp()
             self.possible = self._scale < torch.inf
 
-    def __call__(self, ratio: Tensor, rows: slice) -> Tensor:
-        """The weights at ``ratio`` = E_j / E_k, ``[*, *categories, rows]``, which is overwritten."""
+    def __call__(self, winner: Tensor, others: Tensor, rows: slice) -> Tensor:
+        """The weights at E_k = ``winner`` and E_j = ``others``, which is overwritten.
+
+        Both may have any common factor; ``others`` has shape ``[draws, *categories, rows]``.
+        """
         scale = self._scale[..., rows]
         if self._factored:
-            return _inverse_power(ratio.add_(self._probs[..., rows]), self._power).mul_(scale)
-        return _inverse_power(ratio.mul_(scale).add_(1), self._power)
+            times = torch.addcmul(others, winner, self._probs[..., rows], out=others)
+        else:
+            times = torch.addcmul(winner, others, scale, out=others)
+        weights = _power(torch.div(winner, times, out=times), self._power)
+        return weights.mul_(scale) if self._factored else weights
 
 
-def _inverse_power(base: Tensor, power: float) -> Tensor:
-    """``base ** -power`` for a positive base, which is overwritten; infinity becomes 0.
+def _power(base: Tensor, power: float) -> Tensor:
+    """``base ** power`` for base and power > 0; the base is overwritten.
 
     A whole power is found by squaring, which is faster than ``pow`` or a logarithm.
     """
     whole = round(power)
     if abs(power - whole) > 1e-9 * power or whole > _MAX_SQUARED_POWER:
-        return base.log2_().mul_(-power).exp2_()
+        return base.log2_().mul_(power).exp2_()
     product = base if whole % 2 else None
     while whole > 1:
         whole //= 2
         base = base * base if product is base else base.square_()
         if whole % 2:
             product = base if product is None else product.mul_(base)
-    return base.reciprocal_() if product is None else product.reciprocal_()
+    return base if product is None else product
 
 
 class Chunk(NamedTuple):

@@ -24,8 +24,8 @@ class GumbelRao(Estimator):
     the temperature goes to 0 the variance does not explode, and J becomes the matrix of :class:`ZGR`.
 
     With ``num_gumbels=K`` the expectation is a mean over K draws of G given D, made in the backward pass
-    and used up in chunks: time grows with K, memory does not, and nothing but the logits and the
-    sample is kept for it. Each draw has the conditional law of G, so the mean is unbiased for every
+    and used up in chunks: time grows with K, memory does not, and nothing but the logits, the sample
+    and a seed is kept for it. Each draw has the conditional law of G, so the mean is unbiased for every
     K, and K = 1 is one gradient of :class:`StraightThroughGumbelSoftmax`, in law.
 
     ``num_gumbels=None`` is the expectation itself, by quadrature, for ``bernoulli`` and for ``one_hot``
@@ -74,6 +74,7 @@ class GumbelRao(Estimator):
             )
         self.num_gumbels = num_gumbels
         self.points = points
+        self._draws_in_backward = num_gumbels is not None
 
     def _draw_one_hot(self, log_probs: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         if self.num_gumbels is None and log_probs.shape[-1] > 2:
@@ -88,19 +89,28 @@ class GumbelRao(Estimator):
         if num_categories == 1:
             return torch.zeros_like(gradient)
         if num_categories > 2 and self.num_gumbels is not None:
-            return one_hot_product(*draw[:2], gradient, temperature, self.num_gumbels, self.points)
+            return one_hot_product(
+                draw.log_probs,
+                draw.hard,
+                gradient,
+                temperature,
+                self.num_gumbels,
+                self.points,
+                draw.generator(),
+            )
         log_odds = (draw.log_probs[..., 0] - draw.log_probs[..., 1]) * (2 * draw.hard[..., 0] - 1)
-        product = weigh(
-            self._derivative(log_odds, temperature), gradient[..., 0] - gradient[..., 1]
-        )
+        derivative = self._derivative(log_odds, draw, temperature)
+        product = weigh(derivative, gradient[..., 0] - gradient[..., 1])
         return torch.stack([product, -product], -1)
 
     def _bernoulli_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
         log_odds = draw.log_probs * (2 * draw.hard - 1)
-        return weigh(self._derivative(log_odds, temperature), gradient)
+        return weigh(self._derivative(log_odds, draw, temperature), gradient)
 
-    def _derivative(self, log_odds: Tensor, temperature: float) -> Tensor:
+    def _derivative(self, log_odds: Tensor, draw: Draw, temperature: float) -> Tensor:
         """E[s (1 - s) / tau], given that a value with these log odds was drawn."""
         if self.num_gumbels is None:
             return binary_derivative(log_odds, temperature)
-        return bernoulli_derivative(log_odds, temperature, self.num_gumbels, self.points)
+        return bernoulli_derivative(
+            log_odds, temperature, self.num_gumbels, self.points, draw.generator()
+        )

@@ -16,7 +16,6 @@ from pyro_silent import ConfigurationError, GumbelRao, StraightThroughGumbelSoft
 from pyro_silent.estimators import conditional_gumbels
 from pyro_silent.estimators.conditional_gumbels import (
     RelativeWeights,
-    clock_ratios,
     one_hot_product,
 )
 from pyro_silent.estimators.estimator import Draw
@@ -70,8 +69,8 @@ def test_conditional_draws_have_the_law_of_those_that_rejection_keeps(points, dr
     count = 20_000
     log_probs = tensor(THETA).log_softmax(-1)[others, None].expand(-1, count)
     stream = POINT_SETS[points](1, 4, count, log_probs)
-    ratios = clock_ratios(stream.fill(log_probs.new_empty(1, 4, count)))
-    weights = RelativeWeights(log_probs, 1.0)(ratios, slice(None))
+    clocks = -stream.fill(log_probs.new_empty(1, 4, count)).log()
+    weights = RelativeWeights(log_probs, 1.0)(clocks[:, :1], clocks[:, 1:], slice(None))
     found = -weights.squeeze(0).log().T.numpy()  # X_d - X_j
     kept = truth.rejection_draws(THETA, drawn, count=150_000, seed=1)
     assert len(kept) > 1000
@@ -281,6 +280,25 @@ def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch, points, meth
             case.run(logits, torch.ones_like(logits))
         largest.append(mode.elements)
     assert 0 < largest[0] == largest[1] == largest[2] <= 2 * 4 * 1000, largest
+
+
+@pytest.mark.parametrize("method", ["one_hot", "bernoulli"])
+@pytest.mark.parametrize("points", POINTS)
+def test_the_backward_pass_draws_from_a_seed_of_the_forward_pass(method, points):
+    logits = torch.randn(20, 3, requires_grad=True)
+    sample = getattr(GumbelRao(0.5, 10, points=points), method)
+    values = sample(logits), sample(logits)
+    state = torch.get_rng_state()
+    once, again = (
+        torch.autograd.grad(values[0].square().sum(), logits, retain_graph=True)[0]
+        for _ in range(2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(once, again)
+    other = torch.autograd.grad(values[1].square().sum(), logits)[0]
+    same = (values[0] == values[1]).all(-1)
+    assert same.any()
+    assert not torch.equal(once[same], other[same])
 
 
 # -- numerics --------------------------------------------------------------------------------------
