@@ -34,9 +34,11 @@ class Marked(Tensor):
     """A tensor that depends on a sample, as all that is computed from it does.
 
     torch gives the results of every operation on a subclass the type of the subclass, also where there
-    is no derivative. What becomes a Python value leaves no mark and is counted.
+    is no derivative. What becomes a Python value, or is written into a plain tensor, leaves no mark and
+    is counted. Out of reach is what goes around torch's functions: ``torch.tensor(z)``, ``torch.vmap``,
+    ``torch.jit``.
 
-    :cvar num_escapes: how often a marked tensor became a Python value.
+    :cvar num_escapes: how often a marked tensor became something that is not marked.
     """
 
     num_escapes = 0
@@ -46,11 +48,23 @@ class Marked(Tensor):
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function; its results are marked."""
-        result = super().__torch_function__(func, types, args, kwargs or {})
+        kwargs = kwargs or {}
+        result = super().__torch_function__(func, types, args, kwargs)
         is_value = not isinstance(result, (Tensor, tuple, list)) or func is Tensor.tolist
         if is_value and func not in _METADATA and not _is_validation():
             Marked.num_escapes += 1
+        elif kwargs.get("out") is not None or (_is_in_place(func) and type(args[0]) is not cls):
+            Marked.num_escapes += 1
         return result
+
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        """A copy with the mark."""
+        return self.clone()
+
+
+def _is_in_place(func: Callable) -> bool:
+    name = getattr(func, "__name__", "")
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _is_validation() -> bool:
