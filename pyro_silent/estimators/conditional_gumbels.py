@@ -21,10 +21,12 @@ from torch import Tensor
 
 from pyro_silent.estimators.point_set import POINT_SETS
 
-# Elements worked on at a time: on a CPU they stay in the second-level cache, on a GPU they fill it.
+# Elements worked on at a time: few enough for the caches of a CPU, many enough to outweigh the calls;
+# and how many draws of a row at least, lest its random shift becomes the work.
 _CPU_CHUNK = 2**18
 _GPU_CHUNK = 2**24
 _MIN_DRAWS = 8
+# The largest exponent 1 / tau that is worked out by squaring.
 _MAX_SQUARED_POWER = 128
 
 
@@ -78,7 +80,8 @@ def one_hot_product(
 def _others(table: Tensor, drawn: Tensor) -> Tensor:
     """Drop the winner of each column: all entries but the first, which takes the winner's place."""
     moved = torch.where(drawn == 0, table[1], table[0])
-    return table[1:].contiguous().scatter_(0, (drawn - 1).clamp_min_(0), moved)
+    others = table[1:].clone(memory_format=torch.contiguous_format)
+    return others.scatter_(0, (drawn - 1).clamp_min_(0), moved)
 
 
 def _with_winner(others: Tensor, drawn: Tensor) -> Tensor:

@@ -321,6 +321,18 @@ def test_extreme_logits_give_finite_gradients_that_sum_to_zero(points, dtype, ta
         assert torch.allclose(gradient.double().sum(-1), torch.zeros(4).double(), atol=0.01)
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 4), (2, 1, 4)])
+@pytest.mark.parametrize("drawn", [0, 2])
+def test_the_operands_stay_as_they_are(shape, drawn):
+    log_probs, v = torch.randn(2, *shape).log_softmax(-1)
+    hard = torch.zeros(shape)
+    hard[..., drawn] = 1
+    operands = [log_probs, hard, v]
+    before = [operand.clone() for operand in operands]
+    one_hot_product(*operands, 0.5, 10, "lattice")
+    assert all(map(torch.equal, operands, before))
+
+
 def test_one_category_and_no_rows():
     for shape in [(5, 1), (0, 4), (3, 0, 7), (0, 2)]:
         _, gradient = Case(GumbelRao(), "one_hot").run(torch.randn(shape), torch.ones(shape))
