@@ -16,7 +16,7 @@ from listops_data import Batch
 from listops_model import Choose, TreeLSTM, greedy, leftmost, sampled
 from pyro_silent import StraightThroughELBO
 from pyro_silent.estimators import Estimator
-from pyro_silent.estimators.estimator import Draw
+from pyro_silent.estimators.surrogate import Draw
 
 CHUNK = 100  # sentences evaluated at once
 
@@ -92,17 +92,25 @@ class SideBySide(Estimator):
     """
 
     _keeps_noise = True
+    _draws_in_backward = True
 
     def __init__(self, estimators: Sequence[Estimator], size: int) -> None:
         super().__init__()
         self.estimators, self.size = tuple(estimators), size
 
     def _one_hot_gradient(self, draw: Draw, gradient: Tensor, temperature: float) -> Tensor:
-        parts = (t.split(self.size) for t in (draw.log_probs, draw.hard, draw.noisy, gradient))
+        kept = (draw.log_probs, draw.hard, draw.noisy)
+        parts = zip(*(tensor.split(self.size) for tensor in (*kept, gradient)), strict=True)
         return torch.cat(
             [
-                estimator._one_hot_gradient(Draw(*drawn), block, estimator.temperature_at(0))
-                for estimator, *drawn, block in zip(self.estimators, *parts, strict=True)
+                estimator._one_hot_gradient(
+                    draw._replace(log_probs=log_probs, hard=hard, perturbed=perturbed),
+                    block,
+                    estimator.temperature_at(0),
+                )
+                for estimator, (log_probs, hard, perturbed, block) in zip(
+                    self.estimators, parts, strict=True
+                )
             ]
         )
 
@@ -219,8 +227,7 @@ def accuracy(tree_lstm: TreeLSTM, batch: Batch, choose: Choose) -> Tensor:
     num_runs = len(tree_lstm.query)
     right = torch.zeros(num_runs)
     for rows in batch.lengths.argsort().split(CHUNK):  # sentences of one length, nearly
-        chunk = batch[rows]
-        chunk = Batch(*(tensor.expand(num_runs, *tensor.shape) for tensor in chunk))
+        chunk = Batch(*(tensor.expand(num_runs, *tensor.shape) for tensor in batch[rows]))
         answers = tree_lstm.classify(tree_lstm.encode(chunk, choose)).argmax(-1)
         right += (answers == chunk.values).float().sum(-1)
     return right / len(batch.lengths)
