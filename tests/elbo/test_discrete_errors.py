@@ -118,7 +118,7 @@ def test_python_control_flow_is_refused_and_the_remedy_works(loss):
     new_parameters(q=(), w=())
     with pytest.raises(LeakError, match=r"'bit'.*\n?.*\"silent\": False") as caught:
         LOSSES[loss]().loss_and_grads(*_branching())
-    assert "test_discrete_interface.py" in str(caught.value)
+    assert __file__ in str(caught.value)
     model, guide = _branching(silent=False)
     evaluate(LOSSES[loss](), model, guide)
 
@@ -131,7 +131,7 @@ def test_the_remedy_is_unbiased():
     truth = truth + (1 - p) * ((1 - p).log() - torch.tensor(0.6).log())
     truth = truth - p * log_normal(0.8 - P("w").exp(), 0.7)
     truth = truth - (1 - p) * log_normal(0.8 + P("w"), 0.7)
-    elbo = StraightThroughELBO(StraightThrough(), num_particles=20)
+    elbo = StraightThroughELBO(StraightThrough(), num_particles=5)
     assert_unbiased(elbo, model, guide, truth)
 
 
