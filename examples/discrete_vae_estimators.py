@@ -21,7 +21,7 @@ from pyro_silent import (
 
 _GUMBEL_TEMPERATURES = (0.35, 0.65)
 _RATES = (1e-2, 3e-2)
-_RATE_FACTORS = {20: 1, 200: 6}  # larger minibatches bear larger rates
+_RATE_FACTORS = {20: 1, 200: 3}  # larger minibatches bear larger rates
 
 
 class Contender(NamedTuple):
@@ -99,14 +99,14 @@ SETTINGS: dict[tuple[int, str], Settings] = {
     (20, "GR-MC10"): Settings(3e-2, 0.65),
     (20, "ZGR"): Settings(3e-2),
     (20, "ReinMax"): Settings(3e-2, 1.5),
-    (200, "GS"): Settings(6e-2, 0.65),
-    (200, "REINFORCE"): Settings(1.8e-4),
-    (200, "RLOO"): Settings(1.8e-2),
-    (200, "ST"): Settings(6e-2),
-    (200, "ST-GS"): Settings(6e-2, 0.65),
-    (200, "GR-MC10"): Settings(6e-2, 0.65),
-    (200, "ZGR"): Settings(6e-2),
-    (200, "ReinMax"): Settings(6e-2, 1.5),
+    (200, "GS"): Settings(9e-2, 0.65),
+    (200, "REINFORCE"): Settings(9e-5),
+    (200, "RLOO"): Settings(9e-3),
+    (200, "ST"): Settings(9e-2),
+    (200, "ST-GS"): Settings(9e-2, 0.65),
+    (200, "GR-MC10"): Settings(9e-2, 0.35),
+    (200, "ZGR"): Settings(9e-2),
+    (200, "ReinMax"): Settings(9e-2, 1.5),
 }
 
 

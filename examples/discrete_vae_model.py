@@ -66,9 +66,7 @@ class DiscreteVAE(nn.Module):
         self.register_buffer("rates", rates)
         code_size = math.prod(code.shape)
         self.encoder = _network(len(rates), num_hidden, code_size)
-        self.decoder = _network(code_size, num_hidden, len(rates))
-        with torch.no_grad():
-            self.decoder[-1].bias.copy_(rates.logit())
+        self.decoder = _network(code_size, num_hidden, len(rates), bias=rates.logit())
 
     def model(self, digits: Tensor) -> None:
         """A code from the prior, a digit given the code."""
@@ -89,10 +87,15 @@ class DiscreteVAE(nn.Module):
             pyro.sample("z", self.code.law(logits), infer=infer)
 
 
-def _network(num_in: int, num_hidden: int, num_out: int) -> nn.Sequential:
+def _network(
+    num_in: int, num_hidden: int, num_out: int, bias: Tensor | None = None
+) -> nn.Sequential:
     sizes = (num_in, num_hidden, num_hidden, num_out)
     linears = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
     for linear in linears:
         nn.init.xavier_normal_(linear.weight)
         nn.init.zeros_(linear.bias)
+    if bias is not None:
+        with torch.no_grad():
+            linears[-1].bias.copy_(bias)
     return nn.Sequential(linears[0], nn.Tanh(), linears[1], nn.Tanh(), linears[2])

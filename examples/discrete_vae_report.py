@@ -127,7 +127,7 @@ The source leaves these open, or they are ours for reasons of time.
   same for all estimators. One sample a step; RLOO and DisARM take two.
 - Rates and temperatures: for each estimator and batch size the best of a grid on validation digits,
   with the 8-ary code, one run of the same length with another seed each (`--search`); the rates
-  tried at batch size 200 are six times those at 20. All arities use what was found. GR-MC100 and
+  tried at batch size 200 are three times those at 20. All arities use what was found. GR-MC100 and
   GR exact take the settings of GR-MC10, DisARM those of RLOO.
 - REINFORCE is Pyro's `TraceGraph_ELBO` with its decaying average as the baseline. GS trains on
   relaxed codes; its bound, like all others, is of discrete ones.
