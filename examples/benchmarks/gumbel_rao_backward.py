@@ -3,8 +3,9 @@
 Claims, at logits of shape ``[200, 60, 16]`` and one thread: with K = 100 draws it is at least 2.5 times
 faster than the paper's formula in torch operations, which draws K conditional samples in the forward
 pass and lets autograd go through all of them; its peak memory is flat from K = 1 to K = 1000; the exact
-expectation for binary variables takes no longer than K = 16; and the default points, a shifted
-lattice, leave at most as much variance as as many independent draws, in no more time.
+expectation for binary variables takes no longer than K = 16; and the default way to place the draws,
+a shifted lattice with a control variate at low temperatures, leaves at most half as much variance
+as independent draws that take the same time, and never more than as many.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def compare_points(
     slope = torch.randn(log_probs.shape)
     log_probs, hard, slope = (t.repeat(replicates, 1) for t in (log_probs, hard, slope))
     rows: list[list[object]] = []
-    noise_ratios, time_ratios = [], []
-    for temperature in (0.1, 0.5, 1.0):
+    noise_ratios, equal_cost = [], []
+    for temperature in (0.1, 0.3, 0.5, 1.0):
         for count in counts:
             variance = {}
             for points in ("lattice", "independent"):
@@ -160,14 +161,14 @@ def compare_points(
             noise_ratio = variance["lattice"] / variance["independent"]
             rows.append([str(temperature), count, *variance.values(), 1 / noise_ratio, time_ratio])
             noise_ratios.append(noise_ratio)
-            time_ratios.append(time_ratio)
+            equal_cost.append(noise_ratio * time_ratio)
     print("\nvariance that K draws leave, given the sample; how many independent draws one of the")
     print("lattice is worth; time of the lattice / time of as many independent draws")
     header = ["temperature", "K", "lattice", "independent", "worth", "time"]
     print(table(header, rows))
     return rows, [
         Target("variance, lattice / independent, largest", max(noise_ratios), 1.0),
-        Target("time, lattice / independent, largest", max(time_ratios), 1.0),
+        Target("variance x time, lattice / independent, largest", max(equal_cost), 0.5),
     ]
 
 

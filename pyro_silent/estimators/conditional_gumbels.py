@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_silent.estimators.binary_expectation import binary_derivative
 from pyro_silent.estimators.point_set import POINT_SETS
 
 # Elements worked on at a time: few enough for the caches of a CPU, many enough to outweigh the calls;
@@ -26,6 +27,8 @@ from pyro_silent.estimators.point_set import POINT_SETS
 _CPU_CHUNK = 2**18
 _GPU_CHUNK = 2**24
 _MIN_DRAWS = 8
+# Up to this temperature the control variate pays for its time at any number of categories.
+_MAX_CONTROLLED = 1 / 3
 # The largest exponent 1 / tau that is worked out by squaring.
 _MAX_SQUARED_POWER = 128
 
@@ -42,6 +45,11 @@ def one_hot_product(
     r"""The mean over conditional draws of :math:`(\mathrm{diag}(s) - s s^\top) v / \tau`.
 
     The draws are made and used up in chunks, so that memory does not depend on their number.
+
+    With lattice points and a temperature up to 1/3, the softmax of the winner and each other category
+    alone, whose expectation :func:`~pyro_silent.estimators.binary_expectation.binary_derivative` knows,
+    is a control variate: at low temperatures two others are rarely close to the winner at once. Its
+    factor falls with the temperature and does not depend on the draws, so that nothing is biased.
 
     :param Tensor log_probs: normalised, ``[*, n]`` with n >= 2.
     :param Tensor hard: the one-hot sample, same shape.
@@ -60,20 +68,34 @@ def one_hot_product(
     weigher = RelativeWeights(log_probs, temperature)
     gradient = torch.where(weigher.possible, gradient, 0.0)
 
-    product = torch.zeros_like(gradient)
+    product, pairs = torch.zeros_like(gradient), torch.zeros_like(gradient)
     point_set = POINT_SETS[points]
+    # one draw alone stays one draw of ST-GS
+    controlled = point_set.is_even and num_gumbels > 1 and temperature <= _MAX_CONTROLLED
+    factor = 1 - 0.75 * temperature if controlled else 0.0
     for chunk in _chunks(gradient, num_gumbels, num_categories):
         if chunk.is_first:
             block = gradient[:, chunk.rows]
             stream = point_set(num_gumbels, num_categories, block.shape[1], block, generator)
         clocks = stream.fill(chunk.buffer).log2_()  # -E, in a unit that their ratio does not know
         weights = weigher(clocks[:, :1], clocks[:, 1:], chunk.rows)
-        slope = torch.mul(weights, block, out=chunk.spare[:, 1:])
+        slope = chunk.spare[:, 1:]
+        if factor:
+            torch.add(weights, 1, out=slope).square_()
+            pairs[:, chunk.rows] += torch.div(weights, slope, out=slope).sum(0)
+        torch.mul(weights, block, out=slope)
         total = weights.sum(1, keepdim=True).add_(1).reciprocal_()
         mean = slope.sum(1, keepdim=True).mul_(total)
         torch.sub(block, mean, out=slope)
         product[:, chunk.rows] += slope.mul_(weights.mul_(total)).sum(0)
     product.div_(num_gumbels * temperature)
+    if factor:
+        # log odds of "not j": of the winner, were j the only other category
+        log_odds = torch.log(-torch.expm1(log_probs)).sub_(log_probs)
+        surplus = pairs.div_(num_gumbels * temperature).sub_(
+            binary_derivative(log_odds, temperature)
+        )
+        product.addcmul_(surplus, gradient, value=-factor)
     return _with_winner(product, drawn).t().reshape(hard.shape)
 
 

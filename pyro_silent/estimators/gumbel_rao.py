@@ -37,9 +37,10 @@ class GumbelRao(Estimator):
     :param temperature: a number > 0 or a schedule; of the derivative only, the sample follows the logits.
     :param num_gumbels: K >= 1, or None.
     :param str points: how the K draws are placed. ``"lattice"``: evenly, by a lattice that is shifted at
-        random for each row (:class:`~pyro_silent.estimators.point_set.LatticePoints`), which leaves the
-        mean as it is and takes away most of what K draws leave of the variance, in less time.
-        ``"independent"``: plain Monte Carlo, as in the paper.
+        random for each row (:class:`~pyro_silent.estimators.point_set.LatticePoints`), and at
+        temperatures up to 1/3 with a control variate of known mean; both leave the mean as it is and take
+        away most of what K draws leave of the variance. ``"independent"``: plain Monte Carlo, as in the
+        paper.
     :raises ConfigurationError: see :class:`Estimator`; for ``num_gumbels=None`` and more than two
         categories.
 

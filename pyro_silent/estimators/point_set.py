@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ class PointSet(ABC):
     :param num_rows: how many independent point sets.
     :param Tensor like: gives dtype and device.
     :param generator: of that device; None for the global one.
+    :cvar is_even: whether the points of a row are placed with regard to each other.
     """
+
+    is_even: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -77,6 +81,8 @@ class LatticePoints(PointSet):
 
     One random number per row and dimension, however many points.
     """
+
+    is_even = True
 
     def __init__(
         self,
