@@ -89,8 +89,9 @@ register(_fold(torch.minimum), "amin", table=INTEGRAL_RULES)
 @rule("count_nonzero")
 def count_nonzero(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The number of elements that are not 0."""
-    sample, *rest = args
-    return torch.sum(sample != 0, *rest, **kwargs)
+    sample, *dims = args
+    dim = dims[0] if len(dims) == 1 else tuple(dims) or None
+    return torch.sum(sample != 0, kwargs.get("dim", dim))
 
 
 @rule("argmax")

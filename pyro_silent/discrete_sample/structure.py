@@ -256,8 +256,17 @@ register(
     *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "repeat_interleave", "narrow"),
     *("select", "diagonal", "unfold", "movedim", "moveaxis", "unbind", "split", "chunk", "hsplit"),
     *("split_with_sizes", "vsplit", "dsplit", "tensor_split", "masked_select"),
-    *("atleast_1d", "atleast_2d", "atleast_3d", "__reversed__", "narrow_copy", "unsafe_chunk"),
+    *("__reversed__", "narrow_copy", "unsafe_chunk"),
 )
+
+
+@rule("atleast_1d", "atleast_2d", "atleast_3d")
+def widened(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """At least so many dims, of one tensor or of each of several."""
+    tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+    if len(tensors) == 1:
+        return by_positions(func, tuple(tensors), kwargs)
+    return tuple(func(tensor) for tensor in tensors)
 
 
 def iterate(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

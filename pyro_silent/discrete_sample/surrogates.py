@@ -58,6 +58,8 @@ def linear(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     value = func(*plain_values(args), **plain_values(kwargs))
     name = getattr(func, "__name__", "")
     is_linear = name in _LINEAR or (name in _PRODUCTS and len(samples) == 1)
+    if not isinstance(value, Tensor):
+        return value  # NotImplemented
     if name in _BY_CONDITION or not (is_linear or value.is_floating_point()):
         raise refused(func, samples)
     dtype = next(surrogate_of(sample).dtype for sample in samples if not is_float(sample))
