@@ -106,9 +106,12 @@ def _checked(func: Callable, result: Any, args: tuple, kwargs: dict[str, Any]) -
             return sample
     if not torch.is_grad_enabled() or not any(map(carries_gradient, samples)):
         return result
-    if isinstance(result, (list, tuple)) and all(isinstance(item, Tensor) for item in result):
+    if isinstance(result, (list, tuple)) and all(
+        item is None or isinstance(item, Tensor) for item in result
+    ):
+        name = operation_name(func)
         items = [
-            item if item.requires_grad else opaque(item, samples, operation_name(func))
+            item if item is None or item.requires_grad else opaque(item, samples, name)
             for item in result
         ]
         return type(result)(items)

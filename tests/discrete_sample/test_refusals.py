@@ -313,6 +313,35 @@ def test_float_samples_in_other_code():
     assert torch.equal(gradient, torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: torch.nn.GRU(4, 2),
+        lambda: torch.nn.LSTM(4, 2),
+        lambda: torch.nn.MultiheadAttention(4, 2),
+        lambda: torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0),
+        lambda: torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU(inplace=True)),
+        lambda: torch.nn.Sequential(torch.nn.Dropout(), torch.nn.LayerNorm(4)).eval(),
+        lambda: torch.nn.Conv1d(3, 2, 2),
+        lambda: torch.nn.BatchNorm1d(3),
+    ],
+)
+def test_modules_take_one_hot_samples(module):
+    module = module()
+    code = torch.eye(4)[torch.tensor([[0, 2, 1], [3, 1, 1]])].requires_grad_()
+
+    def gradient(value):
+        attends = isinstance(module, torch.nn.MultiheadAttention)
+        result = module(value, value, value) if attends else module(value)
+        result = result[0] if isinstance(result, tuple) else result
+        return torch.autograd.grad((result * torch.arange(1.0, 1 + result.shape[-1])).sum(), code)[
+            0
+        ]
+
+    found = gradient(one_hot_sample(code * 1, "d"))
+    assert torch.equal(found, gradient(code * 1))
+
+
 def test_second_derivatives_are_refused():
     code = torch.eye(3).requires_grad_()
     table = torch.arange(3.0).requires_grad_()
