@@ -45,6 +45,8 @@ from pyro_silent import (
 )
 
 TEMPERATURE = 0.5
+# No slower, to the error of a run: two timings of one step come out up to 3 % apart.
+NO_SLOWER = 1.03
 ST_GS = "ST-GS"
 TORCH_LOOP = "ST-GS, as storchastic's loop"
 GUMBEL_RAO = "GumbelRaoELBO, K = {}"
@@ -112,7 +114,7 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=100)
     arguments = parser.parse_args()
     codes = {8: DiscreteSizes(), 2: DiscreteSizes(num_latents=240, arity=2)}
     if arguments.smoke_test:
@@ -152,10 +154,10 @@ def main() -> int:
                 "ratio_to_st_gs": {name: ratio._asdict() for name, ratio in ratios.items()},
             }
             if sizes.arity == 2:
-                compared = [(EXACT, GUMBEL_RAO.format(100), 1.0)]
+                compared = [(EXACT, GUMBEL_RAO.format(100), NO_SLOWER)]
             else:
-                compared = [(GUMBEL_RAO.format(100), ST_GS, 1.5), (ST_GS, PYRO, 1.0)]
-                compared += [(TORCH_LOOP, STORCHASTIC, 1.0)] if STORCHASTIC in times else []
+                compared = [(GUMBEL_RAO.format(100), ST_GS, 1.5), (ST_GS, PYRO, NO_SLOWER)]
+                compared += [(TORCH_LOOP, STORCHASTIC, NO_SLOWER)] if STORCHASTIC in times else []
             targets += [
                 Target(
                     f"{name} / {other}, {setting}", paired_ratio(times, name, other).median, limit
