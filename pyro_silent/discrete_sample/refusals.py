@@ -20,6 +20,8 @@ def operation_name(func: Callable) -> str:
     name = getattr(func, "__name__", str(func))
     if "_local_scalar_dense" in name:
         return "a torch function that takes a number"
+    if name == "apply":
+        return "autograd.Function"
     owner = getattr(func, "__self__", None)
     if name in ("__get__", "__set__") and owner is not None:
         return f"Tensor.{owner.__name__}"
