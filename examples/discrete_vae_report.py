@@ -70,9 +70,12 @@ def published(name: str, batch_size: int, arity: int) -> float | None:
 def table(cells: Cells, errors: bool = True) -> str:
     """Return the Markdown table: a row per estimator, ours [theirs] in each cell.
 
+    A cell with fewer seeds than the most says how many.
+
     :param errors: with standard errors.
     """
     columns = sorted({key[1:] for key in cells})
+    most = max((cell.num_seeds for cell in cells.values()), default=0)
     lines = [
         "| | " + " | ".join(f"{_kind(arity)}, batch {batch}" for batch, arity in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
@@ -82,6 +85,8 @@ def table(cells: Cells, errors: bool = True) -> str:
         for batch, arity in columns:
             ours, theirs = cells.get((name, batch, arity)), published(name, batch, arity)
             text = "" if ours is None else str(ours if errors else ours._replace(error=math.nan))
+            if ours is not None and ours.num_seeds < most:
+                text += f" (n = {ours.num_seeds})"
             row.append(f"{text} [{theirs:.1f}]" if ours and theirs else text)
         if any(row):
             lines.append(f"| {name} | " + " | ".join(row) + " |")
@@ -115,7 +120,7 @@ What the runs say, over all cells together:
 
 The source leaves these open, or they are ours for reasons of time.
 
-- Data: {num_train} training digits, binarized once (each pixel on with its grey value as
+- Data: {num_train:,} training digits, binarized once (each pixel on with its grey value as
   probability, fixed seed; not the published fixed binarization). The bounds are means over the first
   {num_evaluated} test digits, the same for all runs, of {num_samples} importance samples each. With
   more samples a bound is lower. The standard errors are over seeds alone.

@@ -133,9 +133,9 @@ def test_the_table_shows_ours_beside_theirs():
     assert table(summarize(records)).splitlines() == [
         "| | 8-ary, batch 20 | 8-ary, batch 200 |",
         "| --- | ---: | ---: |",
-        "| RLOO |  | diverged |",
+        "| RLOO |  | diverged (n = 1) |",
         "| ST | 102.0 ± 2.0, 1 diverged [107.2] |  |",
-        "| ZGR | 99.0 |  |",
+        "| ZGR | 99.0 (n = 1) |  |",
     ]
     text = page(records, 206.5, "python here.py", ["ST is here"])
     assert (
@@ -185,6 +185,7 @@ def test_claims_are_judged_by_standard_errors():
     assert holds("ST", "ZGR") and not holds("ZGR", "ST") and not holds("ZGR", "ST", False)
     # ZGR - GS: -0.5, 0.1, 1.0, mean 0.2, standard error 0.44
     assert not holds("ZGR", "GS") and holds("ZGR", "GS", False) and holds("GS", "ZGR", False)
+    assert not holds("ST", "ZGR", True, 200)  # not run
     line = discrete_vae.judge(discrete_vae.Claim("ZGR", "ST"), records)[0]
     assert line == "ZGR ends 10.20 nats below ST (standard error 0.53, 3 pairs of runs)"
 
