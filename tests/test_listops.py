@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import re
 import statistics
+from pathlib import Path
 
 import pyro
 import pyro.poutine as poutine
@@ -20,7 +22,7 @@ import listops
 import listops_data as data
 from listops_data import Batch, Expression, generate, to_batch
 from listops_model import TreeLSTM, greedy, leftmost
-from listops_report import check_claims
+from listops_report import check_claims, readme_table, report
 from listops_training import (
     Budget,
     Result,
@@ -36,6 +38,7 @@ from listops_training import (
 from pyro_silent import StraightThroughELBO
 from pyro_silent.estimators import ZGR, Estimator, GumbelRao, StraightThroughGumbelSoftmax
 
+DOCS = Path(__file__).parent.parent / "docs"
 MAX_Z = 4.5  # beyond by chance once in 150,000 comparisons; the seeds are fixed
 
 FUNCTIONS = {
@@ -540,3 +543,15 @@ def test_controls_are_never_hidden():
     assert "No learned tree beats" in no_better and "left-branching trees 60.0 ± 0.6" in no_better
     better = " ".join(listops.caveats(made_up(ZGR=[0.7, 0.71, 0.69])))
     assert "learned arms is above" in better and "ZGR 70.0" in better
+
+
+def test_the_committed_tables_are_those_of_the_committed_figures():
+    record = json.loads((DOCS / "listops.json").read_text())
+    results = [Result(**row) for row in record["rows"]]
+    assert check_claims(results) == record["claims"]
+    assert listops.caveats(results) == record["caveats"]
+    assert report(record) == (DOCS / "listops.md").read_text()
+    assert readme_table(record) in report(record)
+    assert all(len(result.best_validation) >= 5 for result in results)
+    assert len(results) == len(list(itertools.chain(*listops.plan(0.25))))
+    assert "±" in readme_table(record)
