@@ -17,6 +17,6 @@ from pyro_silent.discrete_sample.constructors import (
     index_sample,
     one_hot_sample,
 )
-from pyro_silent.discrete_sample.sample import DiscreteSample
+from pyro_silent.discrete_sample.sample import DiscreteSample, forgotten
 
-__all__ = ["DiscreteSample", "bernoulli_sample", "index_sample", "one_hot_sample"]
+__all__ = ["DiscreteSample", "bernoulli_sample", "forgotten", "index_sample", "one_hot_sample"]

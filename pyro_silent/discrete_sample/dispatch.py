@@ -60,7 +60,33 @@ def plain_values(arguments: Any) -> Any:
 
 
 def run_plain(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """torch's own function on plain tensors, if nothing of the gradient is lost by that."""
+    """torch's own function on plain tensors, if nothing of the gradient is lost by that.
+
+    A float result that comes from samples and constants alone remembers so: a step or a cast that
+    follows would lose the gradient. One that parameters went into is an ordinary tensor.
+    """
+    result = run_torch(func, args, kwargs)
+    if type(result) is Tensor and result.requires_grad and not _has_parameters((args, kwargs)):
+        return opaque(result, list(samples_in((args, kwargs))), operation_name(func), result)
+    return result
+
+
+def _has_parameters(arguments: Any) -> bool:
+    """Whether a plain tensor with a gradient is among the arguments."""
+    kind = type(arguments)
+    if kind is DiscreteSample:
+        return False
+    if isinstance(arguments, Tensor):
+        return arguments.requires_grad
+    if kind is dict:
+        return any(_has_parameters(item) for item in arguments.values())
+    if kind is list or isinstance(arguments, tuple):
+        return any(_has_parameters(item) for item in arguments)
+    return False
+
+
+def run_torch(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """torch's own function on plain tensors; only what has no gradient of its own is looked at."""
     plain: list[Any] = []
     for arg in args:
         kind = type(arg)
@@ -143,6 +169,22 @@ def below(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not is_float(sample) or "_local_scalar_dense" in func.__name__:
             raise leak(func, sample._latents)
     return func(*plain_values(args), **plain_values(kwargs))
+
+
+_CHECKERS = ("torch.distributions.", "pyro.")
+
+
+def in_validation() -> bool:
+    """Whether torch.distributions or Pyro asks, as they do to validate values."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(
+            ("pyro_silent.discrete_sample", "torch._tensor", "torch.functional")
+        ):
+            return name.startswith(_CHECKERS)
+        frame = frame.f_back
+    return False
 
 
 _FUNCTION_FILE = os.path.join("torch", "autograd", "function.py")

@@ -13,16 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.discrete_sample.dispatch import has_samples, refused, run_plain, samples_in
+from pyro_silent.discrete_sample.dispatch import (
+    has_samples,
+    in_validation,
+    plain_values,
+    refused,
+    run_plain,
+    run_torch,
+    samples_in,
+)
 from pyro_silent.discrete_sample.factor import merged
 from pyro_silent.discrete_sample.outcome import hard, outcome
-from pyro_silent.discrete_sample.refusals import in_place, leak, too_many_levels
+from pyro_silent.discrete_sample.refusals import in_place, leak, operation_name, too_many_levels
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
     discrete,
     is_float,
     is_opaque,
     latents_in,
+    opaque,
 )
 from pyro_silent.discrete_sample.surrogates import linear
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, register, rule
@@ -63,6 +72,8 @@ def steps(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A function without a derivative."""
     by_levels = list(samples_in((args, kwargs)))
     if any(is_opaque(sample) for sample in by_levels):
+        if all(is_float(sample) for sample in by_levels) and in_validation():
+            return func(*plain_values(args), **plain_values(kwargs))
         raise refused(func, by_levels)
     return elementwise(func, args, kwargs, by_levels)
 
@@ -76,31 +87,38 @@ def integral(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 def smooth(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A function with a derivative: float samples run as plain tensors.
 
-    With numbers as its other arguments it leaves a function of the same scalars.
+    With samples and numbers as its only arguments it leaves a function of their scalars.
     """
-    value = run_plain(func, args, kwargs)
-    if type(value) is DiscreteSample:
+    for arg in args:
+        if isinstance(arg, Tensor) and (type(arg) is not DiscreteSample or is_opaque(arg)):
+            return run_plain(func, args, kwargs)
+    if kwargs and any(isinstance(arg, Tensor) for arg in kwargs.values()):
+        return run_plain(func, args, kwargs)
+    value = run_torch(func, args, kwargs)
+    if type(value) is not Tensor or not value.requires_grad:
         return value
-    first = args[0]
-    if type(first) is not DiscreteSample:
-        if len(args) < 2 or isinstance(first, Tensor) or type(args[1]) is not DiscreteSample:
-            return value
-        sample, others = args[1], (first, *args[2:])
+    samples = list({id(arg): arg for arg in args if type(arg) is DiscreteSample}.values())
+    if len(samples) == 1 and value.shape == samples[0]._value.shape:
+        factors, places = samples[0].factors, None
     else:
-        sample, others = first, args[1:]
-    for other in others:
-        if isinstance(other, Tensor):
-            return value
-    if kwargs and any(isinstance(other, Tensor) for other in kwargs.values()):
-        return value
-    if is_opaque(sample) or type(value) is not Tensor or value.shape != sample._value.shape:
-        return value
+        num_dims = value.dim()
+        factors, places = merged(
+            [[factor.padded(num_dims) for factor in sample.factors] for sample in samples]
+        )
+        if math.prod(factor.num_levels for factor in factors) > MAX_LEVELS:
+            return opaque(value, samples, operation_name(func), value)
 
     def levels() -> Tensor:
+        found = {
+            id(sample): sample.levels
+            if places is None
+            else spread(sample.levels, places[i], len(factors))
+            for i, sample in enumerate(samples)
+        }
         with torch.no_grad():
-            return func(*[arg.levels if arg is sample else arg for arg in args], **kwargs)
+            return func(*[found.get(id(arg), arg) for arg in args], **kwargs)
 
-    return discrete(value, sample._latents, sample.factors, levels)
+    return discrete(value, latents_in(samples), factors, levels)
 
 
 @rule("isin")

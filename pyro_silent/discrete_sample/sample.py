@@ -22,13 +22,16 @@ class DiscreteSample(Tensor):
     has none: comparisons, integer and logical arithmetic, casts, ``table[z]``, ``F.embedding``,
     ``F.one_hot``, ``gather``, ``where``. A function of several scalars is multilinear in their codes.
     Float samples (Bernoulli values, one-hot vectors) run through torch's own differentiable
-    operations as plain tensors do.
+    operations; what comes of samples, numbers and constants remembers so, and a step or a cast that
+    follows (``(2 * a + b).long()``, ``a * b == 1``) has its gradient or is refused. What parameters went
+    into is an ordinary tensor.
 
     What would lose the gradient is refused: Python control flow, ``item()``, masks that select, in-place
     writes into a sample (:class:`~pyro_silent.errors.LeakError`), an operation without a rule
     (:class:`~pyro_silent.errors.IntractableError`). ``detach()`` gives the plain values, and so do
-    operations under ``torch.no_grad()`` on hard samples. One thing is out of its reach, as for every
-    tensor: what torch loses of a plain float result, as in ``F.linear(z, w) > 0``.
+    operations under ``torch.no_grad()`` on hard samples. Out of its reach is what torch loses of an
+    ordinary tensor, as in ``F.linear(z, weight) > 0``, and for float samples what goes around torch's
+    functions: ``torch.tensor(z)``, ``torch.vmap``, ``torch.jit``, reentrant checkpoints.
 
     Two elements that meet by broadcasting, or through copies of one tensor, are treated as different
     scalars.
@@ -232,3 +235,8 @@ def latents_in(samples: Sequence[DiscreteSample]) -> tuple[str, ...]:
     if len(samples) == 1:
         return samples[0]._latents
     return tuple(dict.fromkeys(name for sample in samples for name in sample._latents))
+
+
+def forgotten(value: Any) -> Any:
+    """A sample as an ordinary float tensor with its gradient; anything else as it is."""
+    return value._value if isinstance(value, DiscreteSample) else value

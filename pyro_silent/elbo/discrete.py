@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.discrete_sample import (
-    DiscreteSample,
     bernoulli_sample,
+    forgotten,
     index_sample,
     one_hot_sample,
 )
@@ -68,7 +68,7 @@ def estimated_sample(estimator: Estimator, name: str, law: DiscreteLaw, step: in
     """
     draw = estimator.bernoulli if law.kind == "bernoulli" else estimator.one_hot
     try:
-        value = draw(_plain(law.logits), step=step)
+        value = draw(forgotten(law.logits), step=step)
     except ConfigurationError as error:
         raise ConfigurationError(f"guide site {name!r}: {error}") from error
     return _SAMPLES[law.kind](value, name, soft=is_soft(estimator))
@@ -89,11 +89,6 @@ def is_soft(estimator: Estimator) -> bool:
 
 
 _SAMPLES = {"bernoulli": bernoulli_sample, "one-hot": one_hot_sample, "index": index_sample}
-
-
-def _plain(logits: Tensor) -> Tensor:
-    """Logits made from another discrete sample by shape alone are still that sample."""
-    return logits.as_subclass(Tensor) if isinstance(logits, DiscreteSample) else logits
 
 
 def _categorical_logits(base: Distribution) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.nn.functional import logsigmoid
 
-from pyro_silent.discrete_sample import DiscreteSample
+from pyro_silent.discrete_sample import DiscreteSample, forgotten
 from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.particle import Particle, Record
@@ -180,7 +180,7 @@ def use_closed_divergences(particle: Particle) -> None:
         if divergence is None:
             continue
         score = score_function(site, particle.treated)
-        log_ratio = scale_and_mask(-divergence, site["scale"], site["mask"])
+        log_ratio = scale_and_mask(-forgotten(divergence), site["scale"], site["mask"])
         zeros, zero = _zeros(divergence.shape, divergence.dtype, divergence.device)
         prior["log_prob"], prior["log_prob_sum"] = log_ratio, log_ratio.sum()
         site["log_prob"], site["log_prob_sum"] = zeros, zero

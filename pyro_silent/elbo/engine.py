@@ -18,6 +18,7 @@ from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.discrete_sample import DiscreteSample, forgotten
 from pyro_silent.elbo.discrete import unvalidated
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
@@ -124,6 +125,7 @@ class TreatmentELBO(ELBO):
             if site["type"] == "sample" and not _needs_no_score("model", name, site, particle):
                 self._score("model", site, particle)
         particle.model_trace.compute_log_prob()
+        _forget_samples(particle.model_trace)
 
     def _score_guide(self, particle: Particle) -> None:
         for name, site in particle.guide_trace.nodes.items():
@@ -132,6 +134,7 @@ class TreatmentELBO(ELBO):
                 score = score_function(site, particle.treated)
                 site["score_parts"] = ScoreParts(site["log_prob"], score, site["log_prob"])
         particle.guide_trace.compute_score_parts()
+        _forget_samples(particle.guide_trace)
 
     def _score(self, kind: str, site: dict, particle: Particle) -> None:
         """The expected log density of one site, or its value at the shared draw."""
@@ -261,6 +264,17 @@ def _score_soft_values(particle: Particle) -> None:
             particle.records["model", name] = Record(["plain"])
 
 
+def _forget_samples(trace: Trace) -> None:
+    """Terms are ordinary tensors, whatever they were computed from."""
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and isinstance(site["log_prob"], DiscreteSample):
+            for key in ("unscaled_log_prob", "log_prob", "log_prob_sum"):
+                if key in site:
+                    site[key] = forgotten(site[key])
+            if "score_parts" in site:
+                site["score_parts"] = ScoreParts(*map(forgotten, site["score_parts"]))
+
+
 def _expectation(site: dict, log_density: Callable[[], Tensor] | None) -> Tensor:
     """E[log density] of a site.
 
@@ -305,8 +319,10 @@ def _signed(particle: Particle) -> tuple[tuple[str, Trace, int], ...]:
 
 
 def _set_log_prob(site: dict, log_prob: Tensor, draw: Draw) -> None:
+    log_prob = forgotten(log_prob)
     site["unscaled_log_prob"] = log_prob
-    site["log_prob"] = scale_and_mask(log_prob, draw(site["scale"]), draw(site["mask"]))
+    scale, mask = draw(site["scale"]), draw(site["mask"])
+    site["log_prob"] = forgotten(scale_and_mask(log_prob, scale, mask))
     site["log_prob_sum"] = site["log_prob"].sum()
 
 

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_silent.discrete_sample import bernoulli_sample, index_sample, one_hot_sample
+from pyro_silent.discrete_sample import (
+    DiscreteSample,
+    bernoulli_sample,
+    index_sample,
+    one_hot_sample,
+)
 
 KINDS = ("index", "bernoulli", "one_hot")
 
@@ -67,7 +72,7 @@ def loss(result: Tensor | Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
     total = torch.zeros((), dtype=torch.double)
     for tensor, weight in zip(outputs(result), weights):
         total = total + (tensor.double() * weight).sum()
-    return total
+    return total._value if isinstance(total, DiscreteSample) else total
 
 
 def enumerated_differences(
