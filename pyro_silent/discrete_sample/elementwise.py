@@ -95,7 +95,7 @@ def smooth(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if kwargs and any(isinstance(arg, Tensor) for arg in kwargs.values()):
         return run_plain(func, args, kwargs)
     value = run_torch(func, args, kwargs)
-    if type(value) is not Tensor or not value.requires_grad:
+    if type(value) is not Tensor:
         return value
     samples = list({id(arg): arg for arg in args if type(arg) is DiscreteSample}.values())
     if len(samples) == 1 and value.shape == samples[0]._value.shape:

@@ -26,7 +26,7 @@ class Estimator(ABC):
     For logits :math:`\theta`, a sample :math:`D \sim \mathrm{softmax}(\theta)` is drawn and handed on;
     given :math:`v = \partial f / \partial D`, the backward pass returns :math:`J v` with a matrix
     :math:`J` that may depend on :math:`\theta`, :math:`D` and the noise that decided. The estimators
-    differ in :math:`J` alone, so with one seed all of them return the same hard sample. What they
+    differ in :math:`J` alone, so with one seed all of them return the same first hard sample. What they
     estimate is the gradient of :math:`E[f(D)]`; most are biased, each says how.
 
     A subclass supplies the two products :math:`J v`, :meth:`_one_hot_gradient` and
