@@ -47,15 +47,15 @@ def run(job: Job, digits: Digits, bar: tqdm) -> Record:
     began = time.process_time()
     vae = train(job, digits, bar)
     record = {**job._asdict(), "bound": None, "elbo": None}
-    record["train_seconds"] = time.process_time() - began
+    record["train_seconds"] = round(time.process_time() - began, 2)
     if vae is not None:
         evaluated = getattr(digits, job.split)[: job.num_evaluated]
         pyro.set_rng_seed(job.seed)
         bound = importance_bound(vae.model, vae.guide, evaluated, job.num_samples)
         if bound.importance.isfinite().all():
-            record["bound"] = bound.importance.mean().item()
-            record["elbo"] = bound.elbo.mean().item()
-    record["seconds"] = time.process_time() - began
+            record["bound"] = round(bound.importance.mean().item(), 4)
+            record["elbo"] = round(bound.elbo.mean().item(), 4)
+    record["seconds"] = round(time.process_time() - began, 2)
     return record
 
 
