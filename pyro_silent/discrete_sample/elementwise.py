@@ -22,7 +22,7 @@ from pyro_silent.discrete_sample.dispatch import (
     run_torch,
     samples_in,
 )
-from pyro_silent.discrete_sample.factor import merged
+from pyro_silent.discrete_sample.factor import Factor, merged
 from pyro_silent.discrete_sample.outcome import hard, outcome
 from pyro_silent.discrete_sample.refusals import in_place, leak, operation_name, too_many_levels
 from pyro_silent.discrete_sample.sample import (
@@ -30,6 +30,7 @@ from pyro_silent.discrete_sample.sample import (
     discrete,
     is_float,
     is_opaque,
+    is_pure,
     latents_in,
     opaque,
 )
@@ -80,8 +81,20 @@ def steps(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def integral(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A function with a derivative, of some integer or bool samples."""
-    by_levels = [sample for sample in samples_in((args, kwargs)) if not is_float(sample)]
+    samples = list(samples_in((args, kwargs)))
+    by_levels = [sample for sample in samples if not is_float(sample)]
+    if len(by_levels) < len(samples):
+        # z / (z + 1.0) is a function of z: its float part goes by the same levels
+        known = [factor for sample in by_levels for factor in sample.factors]
+        by_levels += [sample for sample in samples if is_float(sample) and _is_of(sample, known)]
     return elementwise(func, args, kwargs, by_levels)
+
+
+def _is_of(sample: DiscreteSample, known: Sequence[Factor]) -> bool:
+    """Whether a float sample with levels is a function of some scalars alone."""
+    if is_opaque(sample) or is_pure(sample):
+        return False
+    return all(any(factor.is_same(other) for other in known) for factor in sample.factors)
 
 
 def smooth(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

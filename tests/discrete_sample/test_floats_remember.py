@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_silent import IntractableError, LeakError
-from pyro_silent.discrete_sample import DiscreteSample, bernoulli_sample, one_hot_sample
+from pyro_silent.discrete_sample import (
+    DiscreteSample,
+    bernoulli_sample,
+    index_sample,
+    one_hot_sample,
+)
 
 TABLE = torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.double)
 CONSTANTS = torch.arange(1.0, 4.0, dtype=torch.double)
@@ -120,3 +125,14 @@ def test_distributions_may_look_at_their_parameters(validate):
         density = dist.Normal(loc, scale).log_prob(torch.tensor(0.3))
         plain = dist.Normal(bits.sum(), 1 + bits.mean()).log_prob(torch.tensor(0.3))
     torch.testing.assert_close(torch.autograd.grad(density, bits), torch.autograd.grad(plain, bits))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda z: z / (z + 1.0), lambda z: (z + 0.5) ** z],
+)
+def test_integers_and_floats_of_one_scalar_go_by_the_same_levels(function):
+    code = torch.eye(4, dtype=torch.double)[[1, 3]].requires_grad_()
+    result = function(index_sample(code, "z"))
+    (found,) = torch.autograd.grad(result.sum(), code)
+    torch.testing.assert_close(found, function(torch.arange(4)).double().expand(2, 4))
