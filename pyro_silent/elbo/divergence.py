@@ -150,6 +150,7 @@ def _between_discrete(q: Any, p: Any) -> Tensor | None:
 
 def _mean_log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
     """q log(q / p), and 0 where q is."""
+    log_q, log_p = forgotten(log_q), forgotten(log_p)
     probs = log_q.exp()
     return probs * torch.where(probs == 0, 0.0, log_q - log_p)
 
