@@ -258,7 +258,8 @@ def main() -> None:
         raise SystemExit(f"no finished runs of this budget in {path}")
     claims = [] if args.smoke_test else judge_all(records)
     no_code = bound_without_code(digits, records[0]["num_evaluated"])
-    text = page(records, no_code, command_line(args.data), [line for line, _ in claims])
+    search = [record for record in results.records if record["split"] == "validation"]
+    text = page(records, no_code, command_line(args.data), [line for line, _ in claims], search)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "discrete_vae.md").write_text(text)
     cells = summarize(records)

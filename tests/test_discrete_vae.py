@@ -16,7 +16,7 @@ from data import NUM_PIXELS
 from discrete_vae_bound import importance_bound
 from discrete_vae_estimators import CONTENDERS, SETTINGS, candidates
 from discrete_vae_model import CODES, DiscreteVAE, base_rates, load_binary_digits
-from discrete_vae_report import page, published, summarize, table
+from discrete_vae_report import page, published, settings_table, summarize, table
 from discrete_vae_runs import Job, Results
 
 LOGITS = torch.tensor([0.4, -0.7])
@@ -144,6 +144,16 @@ def test_the_table_shows_ours_beside_theirs():
         and "python here.py" in text
         and "- ST is here" in text
     )
+
+
+def test_settings_are_shown_with_what_was_tried():
+    used = record("ST-GS", 1.0, learning_rate=0.03, temperature=0.65)
+    tried = [{**used, "bound": 143.64}, record("ST-GS", None, learning_rate=0.1, temperature=0.35)]
+    rows = settings_table([used, record("ST", 1.0)], tried).splitlines()
+    assert rows[2:] == [
+        "| ST | 0.001 |  |",
+        "| ST-GS | 0.03 at 0.65 | 0.03 at 0.65 (143.6), 0.1 at 0.35 (diverged) |",
+    ]
 
 
 def test_the_readme_has_the_test_runs_alone():
