@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_torch
+from pyro_silent.discrete_sample.dispatch import plain_values, refused, run_plain, run_torch
 from pyro_silent.discrete_sample.factor import Factor
 from pyro_silent.discrete_sample.sample import (
     DiscreteSample,
@@ -60,9 +60,9 @@ def _cat(
 def _cat_floats(
     func: Callable, tensors: Sequence[Tensor], samples: Sequence[DiscreteSample], dim: int
 ) -> Tensor:
-    result = run_torch(torch.cat, (list(tensors), dim), {})
     if len(samples) < len(tensors) or not all(map(is_pure, samples)):
-        return result
+        return run_plain(torch.cat, (list(tensors), dim), {})
+    result = run_torch(torch.cat, (list(tensors), dim), {})
     soft = any(sample._soft for sample in samples)
     rows = None
     if (

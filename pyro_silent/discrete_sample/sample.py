@@ -139,16 +139,21 @@ class DiscreteSample(Tensor):
         return self._levels
 
 
-def pure(
-    value: Tensor, latents: tuple[str, ...], root: object, soft: bool, rows: Factor | None = None
-) -> DiscreteSample:
-    """A sample whose float values are their own binary codes."""
+def _wrapped(value: Tensor, latents: tuple[str, ...], soft: bool) -> DiscreteSample:
     sample = value.as_subclass(DiscreteSample)
     sample._value = value
     sample._version_made = value._version
     sample._latents = latents
-    sample._root = root
     sample._soft = soft
+    return sample
+
+
+def pure(
+    value: Tensor, latents: tuple[str, ...], root: object, soft: bool, rows: Factor | None = None
+) -> DiscreteSample:
+    """A sample whose float values are their own binary codes."""
+    sample = _wrapped(value, latents, soft)
+    sample._root = root
     sample._rows = rows
     return sample
 
@@ -161,12 +166,8 @@ def discrete(
     rows: Factor | None = None,
 ) -> DiscreteSample:
     """A sample that is a function of the scalars of some factors."""
-    sample = value.as_subclass(DiscreteSample)
-    sample._value = value
-    sample._version_made = value._version
-    sample._latents = latents
+    sample = _wrapped(value, latents, True in [factor.soft for factor in factors])
     sample._factors = factors
-    sample._soft = True in [factor.soft for factor in factors]
     if isinstance(levels, Tensor):
         sample._levels = levels
     else:
@@ -182,11 +183,7 @@ def opaque(
     surrogate: Tensor | None = None,
 ) -> DiscreteSample:
     """A function of some samples whose levels are not known; at most a float surrogate for it is."""
-    sample = value.as_subclass(DiscreteSample)
-    sample._value = value
-    sample._version_made = value._version
-    sample._latents = latents_in(sources)
-    sample._soft = any(source._soft for source in sources)
+    sample = _wrapped(value, latents_in(sources), any(source._soft for source in sources))
     sample._lost = lost or "an earlier operation"
     sample._surrogate = surrogate
     return sample

@@ -136,3 +136,11 @@ def test_integers_and_floats_of_one_scalar_go_by_the_same_levels(function):
     result = function(index_sample(code, "z"))
     (found,) = torch.autograd.grad(result.sum(), code)
     torch.testing.assert_close(found, function(torch.arange(4)).double().expand(2, 4))
+
+
+def test_samples_beside_constants_are_remembered():
+    z = bernoulli_sample(torch.tensor([0.0, 1.0], requires_grad=True), "z")
+    joined = torch.cat([z, torch.ones(1)])
+    with pytest.raises(IntractableError, match="latent 'z'"):
+        torch.where(joined == 1, 2.0, 3.0)
+    (joined * 2).sum().backward()
