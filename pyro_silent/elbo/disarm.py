@@ -14,9 +14,9 @@ from torch.distributions import Distribution
 from pyro_silent.elbo.dependence import DependenceTracker
 from pyro_silent.elbo.discrete import DiscreteLaw, discrete_law
 from pyro_silent.elbo.engine import TreatmentELBO
-from pyro_silent.elbo.leave_one_out import across_runs, sum_scores
+from pyro_silent.elbo.leave_one_out import across_runs
 from pyro_silent.elbo.particle import Particle
-from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of
+from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of, sum_scores
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.errors import IntractableError

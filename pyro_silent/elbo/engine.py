@@ -25,7 +25,7 @@ from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_mode
 from pyro_silent.elbo.finite import check_finite
 from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.run import run
-from pyro_silent.elbo.score_function import score_function, scores_of
+from pyro_silent.elbo.score_function import score_function, scores_of, sum_scores
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
 from pyro_silent.errors import (
     ConfigurationError,
@@ -171,11 +171,7 @@ class TreatmentELBO(ELBO):
 
     def _score_terms(self, group: list[Particle]) -> Tensor | float:
         """A surrogate whose gradient is the score-function part of the ELBO's, summed over a group."""
-        total: Any = 0.0
-        for particle in group:
-            for score in scores_of(particle):
-                total = total + (score.signal * score.log_prob).sum()
-        return total
+        return sum_scores([score for particle in group for score in scores_of(particle)])
 
     def _terms(self, group: list[Particle]) -> tuple[Tensor | float, Tensor | float]:
         """The -ELBO summed over a group, and a surrogate whose gradient estimates its gradient."""

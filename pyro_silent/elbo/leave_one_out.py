@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int
 from pyro_silent.elbo.particle import Particle
-from pyro_silent.elbo.score_function import Score, scores_of
+from pyro_silent.elbo.score_function import Score, scores_of, sum_scores
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.errors import ConfigurationError, IntractableError
@@ -80,14 +80,6 @@ class LeaveOneOutELBO(TreatmentELBO):
         if len(group) == 1:
             return sum_scores([_across_plate(score) for score in scores_of(group[0])])
         return sum_scores(across_runs([scores_of(particle) for particle in group]))
-
-
-def sum_scores(scores: list[Score]) -> Tensor | float:
-    """The surrogate of some scores."""
-    total: Any = 0.0
-    for score in scores:
-        total = total + (score.signal * score.log_prob).sum()
-    return total
 
 
 def _across_plate(score: Score) -> Score:

@@ -60,6 +60,14 @@ def scores_of(particle: Particle) -> list[Score]:
     return scores
 
 
+def sum_scores(scores: list[Score]) -> Tensor | float:
+    """The surrogate of some scores."""
+    total: Any = 0.0
+    for score in scores:
+        total = total + (score.signal * score.log_prob).sum()
+    return total
+
+
 def log_ratio(particle: Particle) -> MultiFrameTensor:
     """log p - log q by plate: what a sampled site's score is weighted with.
 
