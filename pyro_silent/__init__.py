@@ -2,6 +2,7 @@
 
 from pyro_silent.diagnostics import Explanation, audit, explain
 from pyro_silent.elbo import (
+    AnnealedELBO,
     DisARMELBO,
     GumbelRaoELBO,
     LeaveOneOutELBO,
@@ -35,10 +36,12 @@ from pyro_silent.expectation import (
     register_expected_log_prob,
     variance,
 )
+from pyro_silent.nn import TwinDecoder
 from pyro_silent.random_tensor import RandomTensor, random_tensor
 from pyro_silent.schedules import Constant, Cosine, Exponential, Linear
 
 __all__ = [
+    "AnnealedELBO",
     "ConfigurationError",
     "Constant",
     "Cosine",
@@ -64,6 +67,7 @@ __all__ = [
     "StraightThrough",
     "StraightThroughELBO",
     "StraightThroughGumbelSoftmax",
+    "TwinDecoder",
     "ZGR",
     "audit",
     "covariance",

@@ -1,5 +1,6 @@
 """The losses: named policies over treatments on one engine."""
 
+from pyro_silent.elbo.annealed import AnnealedELBO
 from pyro_silent.elbo.disarm import DisARMELBO
 from pyro_silent.elbo.gumbel_rao import GumbelRaoELBO
 from pyro_silent.elbo.leave_one_out import LeaveOneOutELBO
@@ -8,6 +9,7 @@ from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.straight_through import StraightThroughELBO
 
 __all__ = [
+    "AnnealedELBO",
     "DisARMELBO",
     "GumbelRaoELBO",
     "LeaveOneOutELBO",

@@ -20,7 +20,8 @@ from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of, su
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.errors import IntractableError
-from pyro_silent.estimators.disarm import disarm_weights, logistic_noise
+from pyro_silent.estimators.disarm import disarm_weights
+from pyro_silent.estimators.estimator import logistic_like
 
 
 class AntitheticDraw(NamedTuple):
@@ -95,7 +96,7 @@ class DisARMELBO(TreatmentELBO):
         mirrored = None if first is None else first.draw
         is_root = not self._tracker.depends(logits)
         with torch.no_grad():
-            noise = logistic_noise(logits)
+            noise = logistic_like(logits)
             if mirrored is not None and mirrored.is_root and is_root:
                 if torch.equal(mirrored.logits, logits):
                     noise = -mirrored.noise

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
+from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
@@ -26,6 +27,7 @@ from pyro_silent.elbo.finite import check_finite
 from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.run import run
 from pyro_silent.elbo.score_function import score_function, scores_of, sum_scores
+from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
 from pyro_silent.errors import (
     ConfigurationError,
@@ -33,6 +35,7 @@ from pyro_silent.errors import (
     PyroSilentError,
     SampledSiteWarning,
 )
+from pyro_silent.estimators import Estimator
 from pyro_silent.expectation.coercion import check_plain_parameters
 from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.moments import mean
@@ -56,7 +59,11 @@ class TreatmentELBO(ELBO):
     A subclass says how a guide site is treated (:meth:`treat`) and what happens where a site's
     expectation has no closed form (:meth:`on_intractable`). Scales, masks, plates and subsampling are
     applied to each site exactly as :class:`~pyro.infer.Trace_ELBO` does.
+
+    :ivar estimator: of the gradient of discrete latents; None where there is none.
     """
+
+    estimator: Estimator | None = None
 
     def __init__(self, num_particles: int = 1, **kwargs: Any) -> None:
         check_positive_int("num_particles", num_particles)
@@ -229,13 +236,30 @@ class TreatmentELBO(ELBO):
         self.num_steps += 1
         return total
 
+    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+        """The loss as a module, which counts its training steps."""
+        return StatefulELBOModule(model, guide, self)
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: how many steps were taken."""
-        return {"num_steps": self.num_steps}
+        """What a resumed run needs: how many steps were taken, and what they found out.
+
+        ``max_plate_nesting`` is guessed in the first step, by a run that draws random numbers.
+        """
+        return {
+            "num_steps": self.num_steps,
+            "max_plate_nesting": self.max_plate_nesting,
+            "temperature": self._temperature(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
+        """Go on from a :meth:`state_dict`; a schedule that is at another temperature there warns."""
         self.num_steps = int(state["num_steps"])
+        self.max_plate_nesting = state["max_plate_nesting"]
+        warn_if_changed("temperature", state["temperature"], self._temperature())
+
+    def _temperature(self) -> float | None:
+        """That of the next step, where there is one."""
+        return None if self.estimator is None else self.estimator.temperature_at(self.num_steps)
 
 
 def _needs_no_score(kind: str, name: str, site: dict, particle: Particle) -> bool:

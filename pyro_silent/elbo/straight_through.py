@@ -61,6 +61,8 @@ class StraightThroughELBO(TreatmentELBO):
         2
     """
 
+    estimator: Estimator
+
     def __init__(self, estimator: Estimator, *, num_particles: int = 1, **kwargs: Any) -> None:
         if not isinstance(estimator, Estimator):
             raise ConfigurationError(

@@ -6,13 +6,6 @@ import torch
 from torch import Tensor
 
 
-def logistic_noise(logits: Tensor) -> Tensor:
-    """Logistic noise of the shape of some logits, finite: a Bernoulli draw is ``logits + noise > 0``."""
-    limits = torch.finfo(logits.dtype)
-    uniform = torch.rand_like(logits).clamp(limits.tiny, 1 - limits.eps)
-    return uniform.log() - torch.log1p(-uniform)
-
-
 def disarm_weights(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     r"""What half the difference of two evaluations is multiplied with, element by element.
 

@@ -120,8 +120,7 @@ class Estimator(ABC):
 
     def _draw_bernoulli(self, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """A value and the perturbed logits that decided it."""
-        uniform = uniform_like(logits)
-        perturbed = torch.log1p(-uniform).sub_(uniform.log_()).add_(logits)
+        perturbed = logistic_like(logits).add_(logits)
         return (perturbed > 0).to(logits.dtype), perturbed
 
     def _sample(
@@ -173,6 +172,12 @@ def exponential_like(tensor: Tensor) -> Tensor:
     """Exponential noise that is neither 0 nor infinite, so that its logarithm is finite."""
     # on a CPU five times as fast as Tensor.exponential_, whose 0 would have to be replaced as well
     return uniform_like(tensor).log_().neg_()
+
+
+def logistic_like(tensor: Tensor) -> Tensor:
+    """Logistic noise, finite: a Bernoulli draw is ``logits + noise > 0``."""
+    uniform = uniform_like(tensor)
+    return torch.log1p(-uniform).sub_(uniform.log_())
 
 
 def weigh(weights: Tensor, gradient: Tensor) -> Tensor:

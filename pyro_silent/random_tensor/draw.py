@@ -16,19 +16,27 @@ from pyro_silent.random_tensor.tensor import RandomTensor, opaque
 
 Sampler = Callable[[str, Distribution], "Tensor | None"]
 
+_SCALARS = frozenset((int, float, bool, str, type(None), torch.Size))
 
-def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
+
+def map_parameters(
+    function: Callable[[Any], Any], value: Any, kind: type[Tensor] = RandomTensor
+) -> Any:
     """A distribution (or transform, or nest of them) with its random parameters replaced.
 
-    Whatever holds no random tensor is returned as it is, not copied.
+    Whatever holds none that changes is returned as it is, not copied.
+
+    :param kind: which parameters to replace; ``Tensor`` for all.
     """
-    if isinstance(value, RandomTensor):
+    if isinstance(value, kind):
         return function(value)
     if isinstance(value, (Distribution, Transform)):
         changed = {
             key: new
             for key, old in vars(value).items()
-            if not is_cache(key) and (new := map_parameters(function, old)) is not old
+            if type(old) not in _SCALARS
+            and not is_cache(key)
+            and (new := map_parameters(function, old, kind)) is not old
         }
         if not changed:
             return value
@@ -38,7 +46,7 @@ def map_parameters(function: Callable[[RandomTensor], Any], value: Any) -> Any:
             setattr(value, key, (None, None) if key == "_cached_x_y" else None)
         return value
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        items = [map_parameters(function, item) for item in value]
+        items = [map_parameters(function, item, kind) for item in value]
         if all(new is old for new, old in zip(items, value)):
             return value
         return type(value)(items)
@@ -141,15 +149,26 @@ def sampled_site(name: str, fn: Distribution, location: str, reason: str) -> Ran
         operation = f"pyro.sample({name!r}, {type(fn).__name__})"
         lost = Lost(operation, location, reason)
     call = Call(sample_site, (name, fn, parameters), {})
-    blank = map_parameters(lambda t: torch.ones((), dtype=t.dtype, device=t.device), parameters)
-    like = blank[0]
-    dtype = torch.int64 if not _is_float(fn) else like.dtype
-    return opaque(call, like.to(dtype), fn.shape(), lost)
+    like = _first_tensor(fn)
+    dtype = torch.get_default_dtype() if like is None else like.dtype
+    if _is_index(fn):
+        dtype = torch.int64
+    device = None if like is None else like.device
+    return opaque(call, torch.empty((), dtype=dtype, device=device), fn.shape(), lost)
 
 
-def _is_float(fn: Distribution) -> bool:
-    try:
-        discrete = getattr(fn.support, "is_discrete", False)
-    except NotImplementedError:
-        return True
-    return not discrete or fn.event_dim > 0 or type(fn).__name__ == "Bernoulli"
+def _first_tensor(fn: Any) -> Tensor | None:
+    """A parameter of a distribution, which tells dtype and device of its values."""
+    for value in vars(fn).values():
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, Distribution) and (found := _first_tensor(value)) is not None:
+            return found
+    return None
+
+
+def _is_index(fn: Any) -> bool:
+    """Whether values are integers that torch keeps as such: those of a Categorical."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, torch.distributions.Categorical)

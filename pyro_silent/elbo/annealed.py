@@ -1,0 +1,362 @@
+"""AnnealedELBO: an exact gradient for the guide first, a stochastic one in the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from pyro.infer import ELBO, TraceGraph_ELBO
+from pyro.infer.elbo import ELBOModule
+from pyro.infer.util import torch_item
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_silent.elbo.blend import Gradients, blended
+from pyro_silent.elbo.engine import check_positive_int
+from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
+from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
+from pyro_silent.elbo.subsamples import SharedSubsamples
+from pyro_silent.errors import ConfigurationError, IntractableError
+from pyro_silent.nn import branch
+from pyro_silent.schedules import Constant
+
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class AnnealedELBO(ELBO):
+    r"""A blend of two losses: the silent one guides the encoder early, the stochastic one ends alone.
+
+    With weight :math:`a` = ``schedule(step)`` the guide's parameters :math:`\phi` follow
+
+    .. math::
+        a \, \nabla_\phi \mathcal L_{\text{silent}} +
+        (1 - a) \, \nabla_\phi \mathcal L_{\text{stochastic}} ,
+
+    so KL(q || p) has weight 1 in all. A parameter that both losses reach past the guide (a learned
+    prior, a noise scale used by both) follows the same blend; one that a single loss reaches follows
+    that loss's full gradient all the time, as the two decoders of a :class:`TwinDecoder` do. The silent
+    part runs the twin's ``analytic`` branch and the stochastic part its ``expressive`` one. Without a
+    twin both losses share all parameters, and the loss is their weighted mean.
+
+    The guide runs once a step: both losses hang on the distributions of that run, so its networks go
+    forward and backward once. At weight 0 the silent part does not run at all. Where the guide's control
+    flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part.
+
+    The value, of ``loss`` and of the others, is the stochastic part's: the -ELBO of the model that is
+    trained for in the end. :meth:`silent_loss` is the other one.
+
+    When it helps, measured: ``docs/annealed_vae.md``. Compare with a control, which has the same analytic
+    decoder and schedule and a stochastic loss in the place of the silent one,
+    ``AnnealedELBO(Trace_ELBO(), Trace_ELBO(), schedule)``: only what is gained over it is due to
+    silence.
+
+    The idea is that of Shao, Liu and Van den Broeck, "Zero-Variance Gradients for Variational
+    Autoencoders", arXiv 2508.03587; schedules and defaults are ours.
+
+    :param ELBO silent: usually :class:`SilentELBO`; any loss with a ``differentiable_loss`` may stand
+        here.
+    :param ELBO stochastic: such as ``Trace_ELBO()``, ``TraceGraph_ELBO()`` with baselines,
+        :class:`GumbelRaoELBO` or :class:`LeaveOneOutELBO`.
+    :param schedule: the weight :math:`a \in [0, 1]` of the silent part: a callable of the number of
+        steps so far, such as ``Linear(1.0, 0.0, num_steps=1000)``, or a number.
+    :param bool silent_warm_up: at weight 1, leave the stochastic part out: the expressive decoder is
+        not trained then, and the value of such a step is the silent loss.
+    :param int num_particles: blended evaluations that are averaged, each with a run of the guide.
+        Cheaper: particles of the stochastic part, ``Trace_ELBO(num_particles=8)``, on one run of it.
+    :raises ConfigurationError: for an argument that makes no sense, and for a weight outside [0, 1].
+    :raises IntractableError: if the silent part cannot integrate the analytic branch.
+
+    Steps are counted by ``loss_and_grads`` and by training-mode calls of ``elbo(model, guide)``, and the
+    temperature schedules of the parts follow the same count. Cost: one guide, two models. Derivatives
+    are first ones only; gradients are found where ``differentiable_loss`` is called, its ``backward``
+    hands them out.
+
+    Other keywords are those of :class:`pyro.infer.ELBO`.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from torch import nn
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_silent import AnnealedELBO, Linear, SilentELBO, TwinDecoder
+        >>> deep = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 5))
+        >>> vae = nn.ModuleDict(
+        ...     {"encoder": nn.Linear(5, 2), "decoder": TwinDecoder(nn.Linear(2, 5), deep)}
+        ... )
+        >>> def model(x):
+        ...     pyro.module("vae", vae)
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(vae["decoder"](z), 0.5).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     pyro.module("vae", vae)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(vae["encoder"](x), 0.3).to_event(1))
+        >>> elbo = AnnealedELBO(SilentELBO(), Trace_ELBO(), Linear(1.0, 0.0, num_steps=10))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=elbo)
+        >>> for _ in range(3):
+        ...     _ = svi.step(torch.randn(8, 5))
+        >>> elbo.weight
+        0.7
+    """
+
+    def __init__(
+        self,
+        silent: ELBO,
+        stochastic: ELBO,
+        schedule: Schedule | float,
+        *,
+        silent_warm_up: bool = False,
+        num_particles: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        _check_part("silent", silent, "SilentELBO()")
+        _check_part("stochastic", stochastic, "Trace_ELBO()")
+        if silent is stochastic:
+            raise ConfigurationError(
+                f"stochastic: got the object that silent is, {stochastic!r}; expected one of its own, "
+                "since a loss counts its steps. Make two."
+            )
+        if not isinstance(silent_warm_up, bool):
+            raise ConfigurationError(
+                f"silent_warm_up: got {silent_warm_up!r}, expected True or False."
+            )
+        check_positive_int("num_particles", num_particles)
+        super().__init__(num_particles=num_particles, **kwargs)
+        if self.vectorize_particles and num_particles > 1:
+            for argument, part in (("silent", silent), ("stochastic", stochastic)):
+                if part.vectorize_particles and part.num_particles > 1:
+                    raise ConfigurationError(
+                        f"{argument}: got {part.num_particles} vectorized particles inside of "
+                        f"{num_particles} others; expected one of the two. Leave out "
+                        "num_particles of AnnealedELBO."
+                    )
+        self.silent = silent
+        self.stochastic = stochastic
+        self.schedule = _as_schedule(schedule)
+        self.silent_warm_up = silent_warm_up
+        self.num_steps = 0
+
+    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+        """The loss as a module, which counts its training steps."""
+        return StatefulELBOModule(model, guide, self)
+
+    @property
+    def weight(self) -> float:
+        """The silent part's weight in the next step."""
+        return _checked_weight(self.schedule(self.num_steps), self.schedule, self.num_steps)
+
+    # One evaluation
+
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> _Evaluation:
+        """One run of the guide, for both parts if both have a say."""
+        weight = self.weight
+        self._count_in_parts()
+        runs_stochastic = weight < 1 or not self.silent_warm_up
+        both = weight > 0 and runs_stochastic
+        recorded = record(guide, args, kwargs) if both else None
+        return _Evaluation(weight, runs_stochastic, model, guide, recorded, args, kwargs)
+
+    def _count_in_parts(self) -> None:
+        """Parts' schedules follow one count, since a part that rests counts no steps of its own."""
+        for part in (self.silent, self.stochastic):
+            if hasattr(part, "num_steps"):
+                part.num_steps = self.num_steps
+
+    def _value(self, evaluation: _Evaluation) -> float:
+        """The stochastic part's loss, whatever the weight."""
+        program, _ = evaluation.guide_for_part()
+        with branch("expressive"):
+            loss = self.stochastic.loss(
+                evaluation.model, program, *evaluation.args, **evaluation.kwargs
+            )
+        return float(loss)
+
+    def _differentiable(self, evaluation: _Evaluation) -> Tensor:
+        """The value as a tensor, with the gradient of the blend."""
+        weight = evaluation.weight
+        if not evaluation.runs_stochastic:
+            return self._silent_part(evaluation)[0]
+        if weight == 0 or not torch.is_grad_enabled():
+            return self._stochastic_part(evaluation)[0]
+        with SharedSubsamples():
+            # The stochastic part comes first: it draws what it draws in `loss`.
+            loss, cuts = self._stochastic_part(evaluation)
+            with branch("expressive"):
+                stochastic = Gradients(loss, cuts)
+            value = loss.detach()
+            del loss, cuts  # and with it all that its graph keeps in memory
+            loss, cuts = self._silent_part(evaluation)
+            with branch("analytic"):
+                silent = Gradients(loss, cuts)
+        return blended(value, weight, silent, stochastic)
+
+    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
+        with branch("expressive"):
+            return _differentiable(self.stochastic, evaluation)
+
+    def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
+        try:
+            with branch("analytic"):
+                return _differentiable(self.silent, evaluation)
+        except IntractableError as error:
+            raise IntractableError(
+                f"the silent part of AnnealedELBO: {error} In the model it sees, a "
+                "TwinDecoder(analytic=..., expressive=...) runs its analytic branch: give that a "
+                "decoder affine in the latents, such as nn.Linear.",
+                site=error.site,
+                operation=error.operation,
+                latents=error.latents,
+                location=error.location,
+            ) from error
+
+    # Losses
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The -ELBO of the model with its expressive branch, as a float; steps are not counted."""
+        evaluations = self._get_traces(model, guide, args, kwargs)
+        total = sum(self._value(evaluation) for evaluation in evaluations) / self.num_particles
+        warn_if_nan(total, "loss")
+        return total
+
+    def silent_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The silent part's own loss, on the analytic branch, as a float; steps are not counted."""
+        with branch("analytic"):
+            return float(self.silent.loss(model, guide, *args, **kwargs))
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss as a tensor whose gradient is the blend."""
+        total: Any = 0.0
+        for evaluation in self._get_traces(model, guide, args, kwargs):
+            total = total + self._differentiable(evaluation) / self.num_particles
+        warn_if_nan(total, "loss")
+        return total
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
+        total = 0.0
+        for evaluation in self._get_traces(model, guide, args, kwargs):
+            loss = self._differentiable(evaluation) / self.num_particles
+            if loss.requires_grad:
+                loss.backward(retain_graph=self.retain_graph)
+            total += torch_item(loss)
+        warn_if_nan(total, "loss")
+        self.num_steps += 1
+        return total
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: how many steps were taken, and the state of the parts."""
+        self._count_in_parts()
+        return {
+            "num_steps": self.num_steps,
+            "max_plate_nesting": self.max_plate_nesting,
+            "weight": self.weight,
+            "silent": _state_of(self.silent),
+            "stochastic": _state_of(self.stochastic),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`; a schedule that is at another weight there warns."""
+        _load(self.silent, state["silent"])
+        _load(self.stochastic, state["stochastic"])
+        self.max_plate_nesting = state["max_plate_nesting"]
+        self.num_steps = int(state["num_steps"])
+        warn_if_changed("weight", state["weight"], self.weight)
+
+
+class _Evaluation(NamedTuple):
+    """One run of the guide, ready for the parts.
+
+    :ivar recorded: None where the guide runs anew for each part.
+    """
+
+    weight: float
+    runs_stochastic: bool
+    model: Any
+    guide: Any
+    recorded: RecordedGuide | None
+    args: tuple
+    kwargs: dict
+
+    def guide_for_part(self) -> tuple[Any, Cuts]:
+        """A guide for one part, and the leaves in which it collects that part's gradients."""
+        cuts = Cuts()
+        return (self.guide if self.recorded is None else self.recorded.replica(cuts)), cuts
+
+
+def _differentiable(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
+    """One part's loss as a tensor."""
+    program, cuts = evaluation.guide_for_part()
+    model, args, kwargs = evaluation.model, evaluation.args, evaluation.kwargs
+    loss: Any
+    if isinstance(
+        part, TraceGraph_ELBO
+    ):  # the one loss of Pyro's with a gradient that lacks the method
+        elbo, surrogate = part._loss_and_surrogate_loss(model, program, args, kwargs)
+        loss = surrogate + (-elbo - surrogate).detach()
+    else:
+        loss = part.differentiable_loss(model, program, *args, **kwargs)
+    return (loss if isinstance(loss, Tensor) else torch.tensor(float(loss))), cuts
+
+
+def _check_part(argument: str, part: Any, example: str) -> None:
+    takes = isinstance(part, TraceGraph_ELBO) or hasattr(part, "differentiable_loss")
+    if isinstance(part, ELBO) and takes and not isinstance(part, AnnealedELBO):
+        return
+    got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+    why = " (it has no differentiable_loss)" if isinstance(part, ELBO) and not takes else ""
+    raise ConfigurationError(
+        f"{argument}: got {got}{why}, expected a loss with one differentiable value; write for "
+        f"example {argument}={example}."
+    )
+
+
+def _as_schedule(schedule: Any) -> Schedule:
+    """The schedule, once its numbers are known to be weights as far as they can be told."""
+    if isinstance(schedule, Real) and not isinstance(schedule, bool):
+        _checked_weight(schedule, schedule)
+        return Constant(float(schedule))
+    if not callable(schedule) or isinstance(schedule, type):
+        raise ConfigurationError(
+            f"schedule: got {schedule!r}, expected a callable from the step to the silent part's weight, "
+            "such as Linear(1.0, 0.0, num_steps=1000), or a number in [0, 1]."
+        )
+    for bound in ("start", "stop", "w"):
+        if hasattr(schedule, bound):
+            _checked_weight(getattr(schedule, bound), schedule)
+    _checked_weight(schedule(0), schedule, 0)
+    return schedule
+
+
+def _checked_weight(weight: Any, schedule: Any, step: int | None = None) -> float:
+    """A weight as a float.
+
+    :raises ConfigurationError: unless it is a number in [0, 1].
+    """
+    if isinstance(weight, Tensor) and weight.numel() == 1:
+        weight = weight.item()
+    if isinstance(weight, Real) and not isinstance(weight, bool) and 0 <= float(weight) <= 1:
+        return float(weight)
+    where = "" if step is None else f" at step {step}"
+    raise ConfigurationError(
+        f"schedule: got the weight {weight!r} from {schedule!r}{where}, expected a number in [0, 1]."
+    )
+
+
+def _state_of(part: Any) -> dict[str, Any]:
+    state: dict[str, Any] = part.state_dict() if hasattr(part, "state_dict") else {}
+    # Pyro guesses it in the first step, by a run that draws random numbers
+    nesting = part.max_plate_nesting
+    return {**state, "max_plate_nesting": None if math.isinf(nesting) else nesting}
+
+
+def _load(part: Any, state: dict[str, Any]) -> None:
+    if hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+    if state["max_plate_nesting"] is not None:
+        part.max_plate_nesting = state["max_plate_nesting"]

@@ -1,0 +1,110 @@
+"""The blend of two losses: one tensor whose backward pass hands out gradients found before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pyro_silent.elbo.recorded_guide import Cuts
+
+
+class Gradients:
+    """The gradient of one loss in everything it reaches.
+
+    :ivar guide: by tensor of the recorded guide.
+    :ivar leaves: by parameter that the loss reaches past the guide.
+    """
+
+    def __init__(self, loss: Any, cuts: Cuts) -> None:
+        self.guide: dict[Tensor, Tensor] = {}
+        self.leaves: dict[Tensor, Tensor] = {}
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            return
+        leaves = list(_leaves(loss))
+        with _without_hooks(leaves):
+            # the other loss may reach the same graph where the guide could not be recorded
+            found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+        gradients = dict(zip(leaves, found, strict=True))
+        for tensor, leaf in cuts.pairs:
+            if (gradient := gradients.pop(leaf, None)) is not None:
+                self.guide[tensor] = gradient
+        self.leaves = {leaf: g for leaf, g in gradients.items() if g is not None}
+
+
+def blended(value: Tensor, weight: float, silent: Gradients, stochastic: Gradients) -> Tensor:
+    """``value``, with the gradient of the blend.
+
+    A tensor of the guide gets ``weight`` x silent + (1 - ``weight``) x stochastic, and so does a
+    parameter that both losses reach; what one loss reaches alone gets its full gradient.
+    """
+    parts = [*_mixed(weight, silent.guide, stochastic.guide, alone=False)]
+    parts += _mixed(weight, silent.leaves, stochastic.leaves, alone=True)
+    if not parts:
+        return value
+    tensors, gradients = zip(*parts)
+    result: Tensor = _WithGradients.apply(value, gradients, *tensors)
+    return result
+
+
+def _mixed(
+    weight: float, silent: dict[Tensor, Tensor], stochastic: dict[Tensor, Tensor], *, alone: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for tensor in {**silent, **stochastic}:
+        ours, theirs = silent.get(tensor), stochastic.get(tensor)
+        if ours is not None and theirs is not None:
+            yield tensor, torch.lerp(theirs, ours, weight)
+        elif ours is not None:
+            yield tensor, ours if alone else weight * ours
+        elif theirs is not None:
+            yield tensor, theirs if alone else (1 - weight) * theirs
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients are given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
+        return None, None, *(outer * gradient for gradient in ctx.gradients)
+
+
+def _leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The leaves of a tensor's graph."""
+    seen: set[Any] = set()
+    stack: list[Any] = [tensor.grad_fn]
+    if tensor.grad_fn is None:
+        yield tensor
+        return
+    while stack:
+        node = stack.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            yield leaf
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+
+
+@contextmanager
+def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, hooks that users registered on parameters rest: they are for the whole gradient."""
+    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
+    for leaf, _ in hooks:
+        leaf._backward_hooks = None
+    try:
+        yield
+    finally:
+        for leaf, registered in hooks:
+            leaf._backward_hooks = registered

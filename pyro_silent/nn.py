@@ -1,0 +1,160 @@
+"""TwinDecoder: one decoder for exact expectations, another for samples, in one place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_silent.errors import ConfigurationError
+from pyro_silent.random_tensor.program import random_tensors
+
+BRANCHES = ("analytic", "expressive")
+
+_chosen: list[str] = []
+"""Branches that losses have chosen, the innermost last; no context variable, because a backward pass
+that computes a decoder again may do so in a thread of its own."""
+
+
+@contextmanager
+def branch(name: str) -> Iterator[None]:
+    """Inside, every :class:`TwinDecoder` runs this branch, whatever it is fed.
+
+    :param str name: ``"analytic"`` or ``"expressive"``.
+    :raises ConfigurationError: for another name.
+    """
+    if name not in BRANCHES:
+        raise ConfigurationError(f"name: got {name!r}, expected one of {BRANCHES}.")
+    _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+class TwinDecoder(nn.Module):
+    """Two modules for one place in a model: which of them runs depends on what it is fed.
+
+    ``analytic`` runs where an argument is a :class:`RandomTensor`, so under :class:`SilentELBO`, and
+    ``expressive`` everywhere else. So one model serves a loss with exact expectations, which needs a
+    decoder affine in the latents or close to it, and a loss of samples, which takes any. While
+    :class:`AnnealedELBO` evaluates one of its parts the part decides: its ``silent`` part runs
+    ``analytic`` whatever loss stands there, its ``stochastic`` part runs ``expressive``.
+
+    Nothing forces the twins to be decoders. They may return a tensor, or a tuple, list or dict of
+    tensors, and so may differ in likelihood: a learned scale per dimension in one, a scale that depends
+    on the latents in the other. Only what they return must fit the same sample statement.
+
+    :param torch.nn.Module analytic: for laws, such as ``nn.Linear``.
+    :param torch.nn.Module expressive: for samples, any network.
+    :raises ConfigurationError: for an argument that is no module; when called, for twins whose outputs
+        for inputs of one shape differ in shape (in a nest of several tensors: do not broadcast).
+
+    Both twins are submodules, so ``pyro.module`` and optimizers see the parameters of both. Use
+    ``twin.analytic(z)`` and ``twin.expressive(z)`` to choose by hand.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> import pyro.distributions as dist
+        >>> from pyro_silent import TwinDecoder, random_tensor
+        >>> deep = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 5))
+        >>> twin = TwinDecoder(analytic=nn.Linear(2, 5), expressive=deep)
+        >>> z = dist.Normal(torch.zeros(3, 2), 1.0)
+        >>> twin(random_tensor(z)).shape  # the linear one
+        torch.Size([3, 5])
+        >>> torch.equal(twin(torch.ones(3, 2)), deep(torch.ones(3, 2)))
+        True
+    """
+
+    def __init__(self, analytic: nn.Module, expressive: nn.Module) -> None:
+        super().__init__()
+        for argument, module in (("analytic", analytic), ("expressive", expressive)):
+            if not isinstance(module, nn.Module):
+                raise ConfigurationError(
+                    f"{argument}: got {type(module).__name__}, expected a torch.nn.Module, such as "
+                    "nn.Linear(32, 784)."
+                )
+        self.analytic = analytic
+        self.expressive = expressive
+        self._seen: dict[str, _Shapes] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the twin whose turn it is returns."""
+        if _chosen:
+            name = _chosen[-1]
+        else:
+            name = BRANCHES[0] if random_tensors((args, kwargs)) else BRANCHES[1]
+        output = (self.analytic if name == BRANCHES[0] else self.expressive)(*args, **kwargs)
+        self._check_shapes(name, (args, kwargs), output)
+        return output
+
+    def _check_shapes(self, name: str, arguments: tuple, output: Any) -> None:
+        """Compare with what the other twin returned last; nothing is run for it."""
+        shapes = _Shapes(tuple(_shapes(arguments)), tuple(_shapes(output)))
+        other = next((self._seen[key] for key in self._seen if key != name), None)
+        self._seen[name] = shapes
+        if other is not None and other.differ(shapes):
+            outputs = {name: shapes.outputs, BRANCHES[name == BRANCHES[0]]: other.outputs}
+            analytic, expressive = (_written(outputs[key]) for key in BRANCHES)
+            raise ConfigurationError(
+                f"TwinDecoder: analytic returned {analytic} and expressive returned {expressive} for "
+                f"an input of shape {_written(shapes.inputs)}; expected outputs of one shape, since "
+                "both are seen by the same sample statement."
+            )
+
+
+class _Shapes(NamedTuple):
+    """Shapes of the tensors that went into a module and came out of it."""
+
+    inputs: tuple[torch.Size, ...]
+    outputs: tuple[torch.Size, ...]
+
+    def differ(self, other: _Shapes) -> bool:
+        """Whether outputs cannot stand for each other, where the inputs allow to tell."""
+        a, b = self._per_item(other), other._per_item(self)
+        if a is None or b is None:
+            return False
+        if len(a) != len(b):
+            return True
+        if len(a) == 1:
+            return a != b
+        return not all(_broadcast(x, y) for x, y in zip(a, b, strict=True))
+
+    def _per_item(self, other: _Shapes) -> tuple[torch.Size, ...] | None:
+        """Output shapes without the batch, which samples may have more of than laws."""
+        if self.inputs == other.inputs:
+            return self.outputs
+        if len(self.inputs) != 1 or len(other.inputs) != 1:
+            return None
+        (mine,), (its,) = self.inputs, other.inputs
+        if not mine or not its or mine[-1] != its[-1]:
+            return None
+        batch = mine[:-1]
+        if any(shape[: len(batch)] != batch for shape in self.outputs):
+            return None
+        return tuple(shape[len(batch) :] for shape in self.outputs)
+
+
+def _shapes(value: Any) -> Iterator[torch.Size]:
+    """Shapes of all tensors in a nest."""
+    if isinstance(value, Tensor):
+        yield value.shape
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _shapes(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _shapes(item)
+
+
+def _broadcast(a: torch.Size, b: torch.Size) -> bool:
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b)))
+
+
+def _written(shapes: tuple[torch.Size, ...]) -> str:
+    return ", ".join(str(tuple(shape)) for shape in shapes) or "no tensor"
