@@ -48,7 +48,8 @@ def assert_unbiased(
 
     :param noisy: whether the loss is sampled at all; without noise it must agree to 1e-8.
     """
-    losses, _ = run_many(elbo, model, guide, *args, runs=2)
-    assert (abs(losses[0] - losses[1]) > 1e-9) == noisy, "the loss is exact" if noisy else "noise"
+    losses, _ = run_many(elbo, model, guide, *args, runs=4)  # two may draw the same discrete values
+    differs = losses.max() - losses.min() > 1e-9
+    assert differs == noisy, "the loss is exact" if noisy else "noise"
     worst = worst_z_scores(elbo, model, guide, truth, *args, runs=runs)
     assert all(score < Z_LIMIT for score in worst.values()), worst
