@@ -19,7 +19,7 @@ from functools import partial
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from harness.discrete_models import (
@@ -34,7 +34,7 @@ from harness.discrete_models import (
     torch_sample,
 )
 from harness.measure import median_times, paired_ratio, time_in_turn
-from harness.models import LEARNING_RATE
+from harness.models import LEARNING_RATE, svi_step
 from harness.report import Target, benchmark_parser, finish, table
 from pyro_silent import (
     GumbelRao,
@@ -58,12 +58,6 @@ TORCH_BY_HAND = "by hand, F.gumbel_softmax"
 BY_HAND = "by hand, {}"
 
 Step = Callable[[Tensor], float]
-
-
-def svi_step(vae: DiscreteVAE, loss: object) -> Step:
-    """Return a training step of Pyro's ``SVI`` under ``loss``, with Pyro's Adam."""
-    optimizer = pyro.optim.Adam({"lr": LEARNING_RATE})
-    return SVI(vae.model, vae.guide, optimizer, loss=loss).step
 
 
 def torch_loop_step(vae: DiscreteVAE, loss: ELBO) -> Step:

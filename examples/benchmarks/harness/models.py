@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -140,7 +140,17 @@ class VAE(nn.Module):
         return kl + 0.5 * (error + spread) + log_normalizer
 
 
-def svi_step(vae: VAE, loss: object) -> Callable[[Tensor], float]:
+class Programs(Protocol):
+    """A model and a guide of a minibatch."""
+
+    def model(self, x: Tensor) -> None:
+        """Draw code and data."""
+
+    def guide(self, x: Tensor) -> None:
+        """Draw the code given the data."""
+
+
+def svi_step(vae: Programs, loss: object) -> Callable[[Tensor], float]:
     """Return a training step of Pyro's ``SVI`` under ``loss``, with Pyro's Adam."""
     optimizer = pyro.optim.Adam({"lr": LEARNING_RATE})
     return SVI(vae.model, vae.guide, optimizer, loss=loss).step
