@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -14,12 +15,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_silent.elbo.annealed import AnnealedELBO
 from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.enumeration import is_enumerated
 from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.elbo.treatment import DRAWN
 from pyro_silent.errors import ConfigurationError, SampledSiteWarning, user_location
+from pyro_silent.nn import branch
 
 _SEED = 0
 _REDRAWS = 20
@@ -70,10 +73,14 @@ class Experiment:
     ) -> None:
         if elbo is None:
             elbo = SilentELBO(intractable="sample")
+        self._branch: str | None = None
+        self.notes: list[str] = []
+        if isinstance(elbo, AnnealedELBO):
+            elbo, self._branch, *self.notes = _part_of(elbo)
         if not isinstance(elbo, TreatmentELBO):
             raise ConfigurationError(
                 f"elbo: got {elbo!r}, expected a SilentELBO, or None for one with its defaults, or "
-                "another loss of pyro_silent."
+                "another loss of pyro_silent, or an AnnealedELBO with one."
             )
         self._programs = model, guide, args, kwargs
         self.elbo = _probe(elbo)
@@ -85,7 +92,8 @@ class Experiment:
         pyro.set_rng_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SampledSiteWarning)
-            with Watch(chosen or {}) as watch:
+            chosen_branch = nullcontext() if self._branch is None else branch(self._branch)
+            with chosen_branch, Watch(chosen or {}) as watch:
                 particle = next(iter(self.elbo._get_traces(*self._programs)))
         return particle, watch
 
@@ -111,6 +119,22 @@ class Experiment:
             after = before if other is None else self.terms(chosen={**values, name: other})
             found[name] = different(before, after)
         return found
+
+
+def _part_of(elbo: AnnealedELBO) -> tuple[Any, str, str]:
+    """The part that there is something to say of, the branch it runs, and a note.
+
+    That is the silent part, unless one of Pyro's losses stands in its place.
+    """
+    parts = {"silent": elbo.silent, "stochastic": elbo.stochastic}
+    shown, other = ("silent", "stochastic")
+    if not isinstance(elbo.silent, TreatmentELBO):
+        shown, other = other, shown
+    note = (
+        f"This is the {shown} part of AnnealedELBO; its {other} part is {type(parts[other]).__name__}. "
+        f"The silent part's weight is {elbo.weight:g} at step {elbo.num_steps}."
+    )
+    return parts[shown], "analytic" if shown == "silent" else "expressive", note
 
 
 def _probe(elbo: TreatmentELBO) -> TreatmentELBO:

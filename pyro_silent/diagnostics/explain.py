@@ -33,7 +33,8 @@ def explain(
     :param guide: a guide; any that the loss takes.
     :param args: arguments of both.
     :param elbo: the loss to explain; None for a :class:`SilentELBO` with the defaults. Terms that a
-        :class:`SilentELBO` would refuse are shown as sampled, with the reason of the refusal.
+        :class:`SilentELBO` would refuse are shown as sampled, with the reason of the refusal. Of an
+        :class:`AnnealedELBO` the silent part is explained, and a note says so.
     :param kwargs: keyword arguments of both.
     :return: an :class:`Explanation`: ``str()`` is a table, ``.rows`` is a list of dicts.
     :raises ConfigurationError: if ``elbo`` is not a loss of this package.
@@ -70,7 +71,7 @@ def explain_run(experiment: Experiment) -> Explanation:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site["infer"].get("_deterministic")
     )
-    return Explanation([run.row(name) for name in names], _notes(particle))
+    return Explanation([run.row(name) for name in names], (*experiment.notes, *_notes(particle)))
 
 
 class _Run(NamedTuple):

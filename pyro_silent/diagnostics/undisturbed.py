@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.run import _PREPARED
 
 
@@ -53,15 +54,12 @@ def undisturbed(*programs: Callable) -> Iterator[None]:
 
 
 def _random_state() -> tuple:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+    return random_state(), np.random.get_state(), random.getstate()
 
 
 def _restore_random_state(state: tuple) -> None:
-    cpu, cuda, of_numpy, of_python = state
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
+    of_torch, of_numpy, of_python = state
+    restore(of_torch)
     np.random.set_state(of_numpy)
     random.setstate(of_python)
 

@@ -139,6 +139,7 @@ class AnnealedELBO(ELBO):
         self.schedule = _as_schedule(schedule)
         self.silent_warm_up = silent_warm_up
         self.num_steps = 0
+        self._records = True  # until a guide turns out to need its latents' values
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """The loss as a module, which counts its training steps."""
@@ -157,7 +158,10 @@ class AnnealedELBO(ELBO):
         self._count_in_parts()
         runs_stochastic = weight < 1 or not self.silent_warm_up
         both = weight > 0 and runs_stochastic
-        recorded = record(guide, args, kwargs) if both else None
+        recorded = None
+        if both and self._records:
+            recorded = record(guide, args, kwargs)
+            self._records = recorded is not None
         return _Evaluation(weight, runs_stochastic, model, guide, recorded, args, kwargs)
 
     def _count_in_parts(self) -> None:

@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.random_tensor.draw import Draw, map_parameters, sample_site, sampled_site
@@ -80,9 +81,11 @@ def record(guide: Callable, args: tuple, kwargs: dict) -> RecordedGuide | None:
     """
     if isinstance(poutine.unwrap(guide), GuideMessenger):
         return None
+    state = random_state()
     try:
         return RecordedGuide(guide, args, kwargs)
     except LeakError:
+        restore(state)  # it will draw again
         return None
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.elbo.discrete import discrete_law, estimated_sample, is_soft
 from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int, warn_sampled
 from pyro_silent.elbo.particle import Particle
+from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.treatment import Treated, analytic, conditional
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.estimators import Estimator, GumbelRao
@@ -155,7 +155,7 @@ class SilentELBO(TreatmentELBO):
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
         if self.intractable == "raise":
             return self._get_scored(model, guide, args, kwargs)
-        state = _random_state()
+        state = random_state()
         while True:
             try:
                 return self._get_scored(model, guide, args, kwargs)
@@ -167,7 +167,7 @@ class SilentELBO(TreatmentELBO):
                 for name in new:
                     self._warn(name, str(error))
                     self._plain[name] = str(error)
-                _restore(state)
+                restore(state)
 
     def _get_scored(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
         with quadrature_points(self.quadrature_points):
@@ -192,14 +192,3 @@ class SilentELBO(TreatmentELBO):
         if name not in self._warned:
             self._warned.add(name)
             warn_sampled(name, reason)
-
-
-def _random_state() -> tuple:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda
-
-
-def _restore(state: tuple) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state_all(state[1])
