@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -46,7 +47,8 @@ class AnnealedELBO(ELBO):
     flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part.
 
     The value, of ``loss`` and of the others, is the stochastic part's: the -ELBO of the model that is
-    trained for in the end. :meth:`silent_loss` is the other one.
+    trained for in the end. :meth:`silent_loss` computes the other one, and :attr:`last_silent_loss` is
+    what it was in the last step that had it.
 
     When it helps, measured: ``docs/annealed_vae.md``. Compare with a control, which has the same analytic
     decoder and schedule and a stochastic loss in the place of the silent one,
@@ -140,6 +142,7 @@ class AnnealedELBO(ELBO):
         self.silent_warm_up = silent_warm_up
         self.num_steps = 0
         self._records = True  # until a guide turns out to need its latents' values
+        self._silent_value: Tensor | None = None
 
     def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
         """The loss as a module, which counts its training steps."""
@@ -156,13 +159,13 @@ class AnnealedELBO(ELBO):
         """One run of the guide, for both parts if both have a say."""
         weight = self.weight
         self._count_in_parts()
-        runs_stochastic = weight < 1 or not self.silent_warm_up
-        both = weight > 0 and runs_stochastic
+        both = 0 < weight and (weight < 1 or not self.silent_warm_up)
         recorded = None
         if both and self._records:
             recorded = record(guide, args, kwargs)
             self._records = recorded is not None
-        return _Evaluation(weight, runs_stochastic, model, guide, recorded, args, kwargs)
+        subsamples = SharedSubsamples() if both else nullcontext()
+        return _Evaluation(weight, both, model, recorded or guide, args, kwargs, subsamples)
 
     def _count_in_parts(self) -> None:
         """Parts' schedules follow one count, since a part that rests counts no steps of its own."""
@@ -170,42 +173,29 @@ class AnnealedELBO(ELBO):
             if hasattr(part, "num_steps"):
                 part.num_steps = self.num_steps
 
-    def _value(self, evaluation: _Evaluation) -> float:
-        """The stochastic part's loss, whatever the weight."""
-        program, _ = evaluation.guide_for_part()
-        with branch("expressive"):
-            loss = self.stochastic.loss(
-                evaluation.model, program, *evaluation.args, **evaluation.kwargs
-            )
-        return float(loss)
-
     def _differentiable(self, evaluation: _Evaluation) -> Tensor:
         """The value as a tensor, with the gradient of the blend."""
         weight = evaluation.weight
-        if not evaluation.runs_stochastic:
-            return self._silent_part(evaluation)[0]
-        if weight == 0 or not torch.is_grad_enabled():
-            return self._stochastic_part(evaluation)[0]
-        with SharedSubsamples():
+        with evaluation.subsamples:
+            if not evaluation.both and weight == 1:
+                loss, _ = self._silent_part(evaluation)
+                self._silent_value = loss.detach()
+                return loss
             # The stochastic part comes first: it draws what it draws in `loss`.
-            loss, cuts = self._stochastic_part(evaluation)
-            with branch("expressive"):
-                stochastic = Gradients(loss, cuts)
-            value = loss.detach()
-            del loss, cuts  # and with it all that its graph keeps in memory
-            loss, cuts = self._silent_part(evaluation)
-            with branch("analytic"):
-                silent = Gradients(loss, cuts)
+            value, stochastic = self._stochastic_part(evaluation)
+            if not evaluation.both or not torch.is_grad_enabled():
+                return value
+            self._silent_value, silent = self._silent_part(evaluation)
         return blended(value, weight, silent, stochastic)
 
-    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
+    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
         with branch("expressive"):
-            return _differentiable(self.stochastic, evaluation)
+            return _part(self.stochastic, evaluation)
 
-    def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
+    def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
         try:
             with branch("analytic"):
-                return _differentiable(self.silent, evaluation)
+                return _part(self.silent, evaluation)
         except IntractableError as error:
             raise IntractableError(
                 f"the silent part of AnnealedELBO: {error} In the model it sees, a "
@@ -221,15 +211,26 @@ class AnnealedELBO(ELBO):
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The -ELBO of the model with its expressive branch, as a float; steps are not counted."""
-        evaluations = self._get_traces(model, guide, args, kwargs)
-        total = sum(self._value(evaluation) for evaluation in evaluations) / self.num_particles
+        total = 0.0
+        for evaluation in self._get_traces(model, guide, args, kwargs):
+            with branch("expressive"), evaluation.subsamples:
+                program, _ = evaluation.guide_for_part()
+                loss = self.stochastic.loss(evaluation.model, program, *args, **kwargs)
+                total += torch_item(loss) / self.num_particles
         warn_if_nan(total, "loss")
         return total
 
     def silent_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The silent part's own loss, on the analytic branch, as a float; steps are not counted."""
+        self._count_in_parts()
         with branch("analytic"):
-            return float(self.silent.loss(model, guide, *args, **kwargs))
+            loss: float = torch_item(self.silent.loss(model, guide, *args, **kwargs))
+        return loss
+
+    @property
+    def last_silent_loss(self) -> float | None:
+        """The silent part's loss when it last ran in a step, kept on the way; None before."""
+        return None if self._silent_value is None else torch_item(self._silent_value)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor whose gradient is the blend."""
@@ -276,36 +277,43 @@ class AnnealedELBO(ELBO):
 class _Evaluation(NamedTuple):
     """One run of the guide, ready for the parts.
 
-    :ivar recorded: None where the guide runs anew for each part.
+    :ivar both: whether both parts run in a step.
+    :ivar guide: recorded; the user's own where it runs anew for each part.
+    :ivar subsamples: keeps minibatches the same for both.
     """
 
     weight: float
-    runs_stochastic: bool
+    both: bool
     model: Any
     guide: Any
-    recorded: RecordedGuide | None
     args: tuple
     kwargs: dict
+    subsamples: AbstractContextManager
 
     def guide_for_part(self) -> tuple[Any, Cuts]:
         """A guide for one part, and the leaves in which it collects that part's gradients."""
         cuts = Cuts()
-        return (self.guide if self.recorded is None else self.recorded.replica(cuts)), cuts
+        recorded = isinstance(self.guide, RecordedGuide)
+        return (self.guide.replica(cuts) if recorded else self.guide), cuts
 
 
-def _differentiable(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Cuts]:
-    """One part's loss as a tensor."""
-    program, cuts = evaluation.guide_for_part()
+def _part(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
+    """One part's loss as a tensor; if both parts run, without its graph, and with its gradient."""
+    guide, cuts = evaluation.guide_for_part()
     model, args, kwargs = evaluation.model, evaluation.args, evaluation.kwargs
     loss: Any
     if isinstance(
         part, TraceGraph_ELBO
     ):  # the one loss of Pyro's with a gradient that lacks the method
-        elbo, surrogate = part._loss_and_surrogate_loss(model, program, args, kwargs)
+        elbo, surrogate = part._loss_and_surrogate_loss(model, guide, args, kwargs)
         loss = surrogate + (-elbo - surrogate).detach()
     else:
-        loss = part.differentiable_loss(model, program, *args, **kwargs)
-    return (loss if isinstance(loss, Tensor) else torch.tensor(float(loss))), cuts
+        loss = part.differentiable_loss(model, guide, *args, **kwargs)
+    if not isinstance(loss, Tensor):
+        loss = torch.tensor(float(loss))
+    if not evaluation.both or not torch.is_grad_enabled():
+        return loss, Gradients(None, cuts)
+    return loss.detach(), Gradients(loss, cuts)
 
 
 def _check_part(argument: str, part: Any, example: str) -> None:
