@@ -365,7 +365,7 @@ def combine(weight: float, silent: Gradients, stochastic: Gradients) -> Gradient
 
 def is_branch(name: str) -> bool:
     """Whether a parameter belongs to one branch of a twin."""
-    return any(f"$$${branch}." in name for branch in ("analytic", "expressive"))
+    return any(f"{branch}." in name for branch in ("analytic", "expressive"))
 
 
 def is_alone(name: str) -> bool:
