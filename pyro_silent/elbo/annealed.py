@@ -15,6 +15,7 @@ from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_silent.elbo.baselines import own_baselines
 from pyro_silent.elbo.blend import Gradients, blended
 from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
@@ -44,7 +45,8 @@ class AnnealedELBO(ELBO):
 
     The guide runs once a step: both losses hang on the distributions of that run, so its networks go
     forward and backward once. At weight 0 the silent part does not run at all. Where the guide's control
-    flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part.
+    flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part; there, a
+    parameter that it shares with a decoder follows the blend altogether.
 
     The value, of ``loss`` and of the others, is the stochastic part's: the -ELBO of the model that is
     trained for in the end. :meth:`silent_loss` computes the other one, and :attr:`last_silent_loss` is
@@ -194,7 +196,7 @@ class AnnealedELBO(ELBO):
 
     def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
         try:
-            with branch("analytic"):
+            with branch("analytic"), self._own_baselines():
                 return _part(self.silent, evaluation)
         except IntractableError as error:
             raise IntractableError(
@@ -206,6 +208,11 @@ class AnnealedELBO(ELBO):
                 latents=error.latents,
                 location=error.location,
             ) from error
+
+    def _own_baselines(self) -> AbstractContextManager:
+        both = isinstance(self.silent, TraceGraph_ELBO)
+        both = both and isinstance(self.stochastic, TraceGraph_ELBO)
+        return own_baselines("silent") if both else nullcontext()
 
     # Losses
 
@@ -293,8 +300,9 @@ class _Evaluation(NamedTuple):
     def guide_for_part(self) -> tuple[Any, Cuts]:
         """A guide for one part, and the leaves in which it collects that part's gradients."""
         cuts = Cuts()
-        recorded = isinstance(self.guide, RecordedGuide)
-        return (self.guide.replica(cuts) if recorded else self.guide), cuts
+        if isinstance(self.guide, RecordedGuide):
+            return self.guide.replica(cuts), cuts
+        return (cuts.watched(self.guide) if self.both else self.guide), cuts
 
 
 def _part(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:

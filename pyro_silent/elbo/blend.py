@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_silent.elbo.leaves import leaves_of, without_hooks
 from pyro_silent.elbo.recorded_guide import Cuts
 
 
@@ -25,8 +25,8 @@ class Gradients:
         self.leaves: dict[Tensor, Tensor] = {}
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             return
-        leaves = list(_leaves(loss))
-        with _without_hooks(leaves):
+        leaves = list(leaves_of(loss))
+        with without_hooks(leaves):
             # the other loss may reach the same graph where the guide could not be recorded
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
         gradients = dict(zip(leaves, found, strict=True))
@@ -76,35 +76,3 @@ class _WithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
         return None, None, *(outer * gradient for gradient in ctx.gradients)
-
-
-def _leaves(tensor: Tensor) -> Iterator[Tensor]:
-    """The leaves of a tensor's graph."""
-    seen: set[Any] = set()
-    stack: list[Any] = [tensor.grad_fn]
-    if tensor.grad_fn is None:
-        yield tensor
-        return
-    while stack:
-        node = stack.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            yield leaf
-            continue
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-
-
-@contextmanager
-def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, hooks that users registered on parameters rest: they are for the whole gradient."""
-    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
-    for leaf, _ in hooks:
-        leaf._backward_hooks = None
-    try:
-        yield
-    finally:
-        for leaf, registered in hooks:
-            leaf._backward_hooks = registered

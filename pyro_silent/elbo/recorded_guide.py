@@ -10,14 +10,15 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import apply_stack
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_silent.elbo.leaves import leaves_of
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.errors import LeakError, user_location
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.random_tensor.draw import Draw, map_parameters, sample_site, sampled_site
-from pyro_silent.random_tensor.program import Call
+from pyro_silent.random_tensor.program import Call, plain_operands
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 _REASON = "the guide is run once for several losses"
@@ -33,6 +34,28 @@ class Cuts:
     def __init__(self) -> None:
         self._leaves: dict[int, Tensor] = {}
         self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self, guide: Callable) -> Callable:
+        """A guide that is not recorded; its parameters stand for themselves."""
+        messenger = poutine.unwrap(guide)
+        if isinstance(messenger, GuideMessenger):
+            parameters = messenger.parameters() if isinstance(messenger, nn.Module) else ()
+            self.pairs += [(leaf, leaf) for leaf in parameters]
+            return guide
+        return _Watch(self)(guide)
+
+    def keep(self, fn: Any) -> None:
+        """Let the parameters that a distribution of the guide comes from stand for themselves."""
+
+        def visit(tensor: Any) -> Any:
+            if isinstance(tensor, RandomTensor):
+                for plain in plain_operands(tensor):
+                    visit(plain)
+            elif tensor.requires_grad:
+                self.pairs += [(leaf, leaf) for leaf in leaves_of(tensor)]
+            return tensor
+
+        map_parameters(visit, fn, Tensor)
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """The leaf that stands for a tensor; one without a gradient stands for itself."""
@@ -100,6 +123,18 @@ class _Symbols(Messenger):
             raise LeakError(f"guide site {name!r} is drawn by {fn!r}, which is no distribution")
         msg["value"] = sampled_site(name, fn, user_location(), _REASON)
         msg["done"] = True
+
+
+class _Watch(Messenger):
+    """Tells a guide's parameters from others while it runs."""
+
+    def __init__(self, cuts: Cuts) -> None:
+        super().__init__()
+        self.cuts = cuts
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], Distribution) and not site_is_subsample(msg):
+            self.cuts.keep(msg["fn"])
 
 
 class _Values(Draw):

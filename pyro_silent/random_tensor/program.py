@@ -149,6 +149,28 @@ def _collect(value: Any, found: list[RandomTensor]) -> None:
 
 def sources_of(*tensors: RandomTensor) -> Iterator[Source]:
     """The latents that random tensors are functions of, in the order their programs meet them."""
+    for node in _nodes(*tensors):
+        if node._source is not None:
+            yield node._source
+
+
+def plain_operands(tensor: RandomTensor) -> list[Tensor]:
+    """The plain tensors that a random tensor's program takes in, its latents' laws apart."""
+    found: list[Tensor] = []
+
+    def visit(operand: Tensor) -> Tensor:
+        if not isinstance(operand, Node):
+            found.append(operand)
+        return operand
+
+    for node in _nodes(tensor):
+        if node._call is not None:
+            map_tensors(visit, (node._call.args, node._call.kwargs))
+    return found
+
+
+def _nodes(*tensors: RandomTensor) -> Iterator[RandomTensor]:
+    """Some random tensors and all that their programs make on the way."""
     seen: set[int] = set()
     stack = list(tensors)
     while stack:
@@ -156,8 +178,7 @@ def sources_of(*tensors: RandomTensor) -> Iterator[Source]:
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if node._source is not None:
-            yield node._source
+        yield node
         if node._call is not None:
             stack.extend(random_tensors((node._call.args, node._call.kwargs)))
 
