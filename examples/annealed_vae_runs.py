@@ -31,8 +31,32 @@ The file is ``{"runs": [record, ...]}``. A record holds the fields of its :class
 
 from __future__ import annotations
 
+import copy
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from annealed_vae_arms import SCHEDULES, CatchUp, make_loss
+from annealed_vae_model import CODES, DeepVAE, Images
+from pyro_silent import AnnealedELBO
+
+GAIN = 0.3  # of both decoders' last weights; chosen on validation, see the page
+TURNS = 20
+EXTRA_STEPS = 10  # between two looks at the clock, when steps are over and time is not
+EVALUATION_PARTICLES = 8
+NOISE_REPEATS = 20
+ACTIVE_VARIANCE = 0.01
 COLLAPSE_NATS = 5.0
 
 Record = dict[str, Any]
@@ -48,13 +72,13 @@ class Job(NamedTuple):
     decoder: str  # "MLP", "conv", "tanh" (three layers, hardly collapses)
     code: str  # "Gaussian", "Bernoulli", "categorical"
     num_units: int  # latent variables: 32, 128, 32 one-hot of 8
-    estimator: str  # "reparam", "GS", "ST-GS", "GR", "REINFORCE", "RLOO"
+    estimator: str  # "reparam", "GS", "ST-GS", "GR", "GR-MC10", "REINFORCE", "RLOO"
     batch_size: int
     steps: int
     seed: int
     arm: str  # "plain", "KL warm-up", "control", "silent"
     learning_rate: float
-    temperature: float  # of GS, ST-GS, GR; else 1
+    temperature: float  # of GS, ST-GS and GR; else 1
     schedule: str  # "none" (plain), "linear", "cosine", "step", "adaptive"
     length: float  # share of the steps over which the schedule runs; 0 for plain
 
@@ -63,3 +87,291 @@ class Job(NamedTuple):
             f"{self.data}, {self.decoder}, {self.code}, {self.estimator}, {self.arm}, "
             f"batch {self.batch_size}, seed {self.seed}"
         )
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """What the arms of a race share."""
+        return (*self[: self._fields.index("arm")], self.temperature)
+
+
+class Run:
+    """One arm under way: its networks, optimizer and loss, its own random state and Pyro parameters."""
+
+    def __init__(self, job: Job, images: Images, clock: Callable[[], float]) -> None:
+        self.job, self.images, self.clock = job, images, clock
+        self.step, self.seconds, self.diverged = 0, 0.0, False
+        self.curve: list[list[float]] = []
+        self.noise: list[list[float]] = []
+        self.snapshots: deque[tuple[int, float, dict[str, Tensor]]] = deque(maxlen=TURNS // 2)
+        self._store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._generator = torch.Generator().manual_seed(job.seed)
+        torch.manual_seed(job.seed)
+        code = CODES[job.code](job.num_units)
+        self.vae = DeepVAE(code, job.decoder, images.train, GAIN)
+        # one optimizer for all parameters in place of ``SVI``, whose one for each takes longer
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), job.learning_rate, fused=True)
+        length = max(1, round(job.length * job.steps))
+        self.schedule = SCHEDULES[job.schedule](length) if job.schedule != "none" else None
+        # a loss of samples alone has no use for the schedule
+        self.loss = make_loss(
+            job.arm, job.estimator, job.temperature, self.schedule or SCHEDULES["step"](0)
+        )
+        self._random_state = torch.get_rng_state()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, the global random state and parameter store are this run's."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._random_state)
+        try:
+            with pyro.get_param_store().scope(self._store) as self._store:
+                yield
+        finally:
+            self._random_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+    @property
+    def weight(self) -> float:
+        """The weight of the linear decoder's loss or of the KL term; 0 for plain."""
+        if isinstance(self.loss, AnnealedELBO):
+            return self.loss.weight
+        return self.vae.kl_weight if self.schedule is not None else 0.0
+
+    def train(self, num_steps: int) -> None:
+        """Take steps, in this run's turn; stop for good at a loss that is not finite."""
+        with self.turn():
+            began = self.clock()
+            for _ in range(num_steps):
+                if self.diverged:
+                    break
+                self._take_step()
+            self.seconds += self.clock() - began
+
+    def _take_step(self) -> None:
+        train, job = self.images.train, self.job
+        rows = torch.randint(len(train), (job.batch_size,), generator=self._generator)
+        batch = train[rows]
+        self._warm_up()
+        self.optimizer.zero_grad()
+        adaptive = self.schedule if isinstance(self.schedule, CatchUp) else None
+        due = adaptive is not None and adaptive.is_due(self.step)
+        linear = self._linear_loss(batch) if due else None
+        deep = self.loss.loss_and_grads(self.vae.model, self.vae.guide, batch)
+        if adaptive is not None and linear is not None:
+            adaptive.compare(self.step, linear, deep)
+        if not math.isfinite(deep):
+            self.diverged = True
+            return
+        self.optimizer.step()
+        self.step += 1
+
+    def _warm_up(self) -> None:
+        if self.schedule is not None and not isinstance(self.loss, AnnealedELBO):
+            # Pyro refuses a scale of 0
+            self.vae.kl_weight = max(1 - self.schedule(self.step), 1e-3)
+
+    def _linear_loss(self, images: Tensor) -> float | None:
+        if not isinstance(self.loss, AnnealedELBO):
+            return None
+        return self.loss.silent_loss(self.vae.model, self.vae.guide, images)
+
+    def look(self) -> None:
+        """Note the validation ELBO and keep the parameters."""
+        elbo = self.evaluate(self.images.validation[:500], num_particles=2)
+        self.curve.append([self.step, round(self.seconds, 3), round(elbo, 3)])
+        if self.step > self.job.steps / 2:
+            state = {name: value.clone() for name, value in self.vae.state_dict().items()}
+            self.snapshots.append((self.step, self.seconds, state))
+
+    @torch.no_grad()
+    def evaluate(self, images: Tensor, num_particles: int = EVALUATION_PARTICLES) -> float:
+        """ELBO per image of the deep decoder with hard samples and the whole KL term."""
+        kl_weight, self.vae.kl_weight = self.vae.kl_weight, 1.0
+        elbo = Trace_ELBO(num_particles=num_particles)
+        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+            torch.manual_seed(0)  # common random numbers
+            loss = elbo.loss(self.vae.model, self.vae.guide, images)
+        self.vae.kl_weight = kl_weight
+        return -loss / len(images)
+
+    def measure_noise(self, repeats: int) -> None:
+        """Note the variance of the encoder's gradient on one minibatch; training is left as it was."""
+        batch = self.images.train[: self.job.batch_size]
+        self._warm_up()
+        weight, loss = self.weight, copy.deepcopy(self.loss)
+        gradients = []
+        with self.turn(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _ in range(repeats):
+                self.vae.zero_grad()
+                if isinstance(loss, AnnealedELBO):
+                    loss.num_steps = self.step
+                loss.loss_and_grads(self.vae.model, self.vae.guide, batch)
+                parts = [p.grad.flatten() for p in self.vae.encoder.parameters()]  # type: ignore
+                gradients.append(torch.cat(parts) / len(batch))
+        self.vae.zero_grad()
+        variance, mean_square = _moments(gradients)
+        self.noise.append([self.step, weight, variance, mean_square])
+
+
+def _moments(gradients: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the trace variance and the squared norm of the mean, without bias, to four digits."""
+    # about the first, so that equal gradients have a variance of exactly 0
+    deviations = torch.stack([g - gradients[0] for g in gradients]).double()
+    variance = deviations.var(0).sum().item()
+    mean = gradients[0].double() + deviations.mean(0)
+    square = max(mean.square().sum().item() - variance / len(gradients), 0.0)
+    return float(f"{variance:.4g}"), float(f"{square:.4g}")
+
+
+def race(
+    jobs: Sequence[Job],
+    images: Images,
+    bar: tqdm | None = None,
+    clock: Callable[[], float] = time.process_time,
+    noise_repeats: int = NOISE_REPEATS,
+) -> list[Record]:
+    """Train the arms in turns, then those that were cheaper than silent until its time is used.
+
+    :param clock: of the training steps.
+    :param noise_repeats: gradients of which a variance is taken.
+    """
+    runs = [Run(job, images, clock) for job in jobs]
+    steps = jobs[0].steps
+    looks = sorted({steps * turn // TURNS for turn in range(TURNS + 1)})
+    # a search looks at the result alone
+    measured = {looks[0], looks[len(looks) // 10], looks[-1]} if jobs[0].split == "test" else set()
+    evaluation = {run.job.arm: 0.0 for run in runs}
+    for look, following in zip(looks, [*looks[1:], None], strict=True):
+        for run in runs:
+            began = time.process_time()
+            if not run.diverged:
+                run.look()
+                if look in measured:
+                    run.measure_noise(noise_repeats)
+            evaluation[run.job.arm] += time.process_time() - began
+            if following is not None:
+                run.train(following - look)
+                if bar is not None:
+                    bar.update(following - look)
+    records = []
+    for run in runs:
+        began = time.process_time()
+        records.append({**run.job._asdict(), **_equal_steps(run)})
+        evaluation[run.job.arm] += time.process_time() - began
+    budget = next((run.seconds for run in runs if run.job.arm == "silent"), None)
+    if budget is not None and len(runs) > 1:
+        _train_on(runs, budget, steps // TURNS)
+    for run, record in zip(runs, records, strict=True):
+        began = time.process_time()
+        record.update(_equal_time(run, budget if len(runs) > 1 else None, record["elbo"]))
+        evaluation[run.job.arm] += time.process_time() - began
+        record["evaluate_seconds"] = round(evaluation[run.job.arm], 2)
+    return records
+
+
+def _train_on(runs: Sequence[Run], budget: float, look_every: int) -> None:
+    late = [run for run in runs if not run.diverged and run.seconds < budget]
+    while late:
+        for run in late:
+            run.train(EXTRA_STEPS)
+            if run.step - run.curve[-1][0] >= look_every or run.seconds >= budget:
+                run.look()
+        late = [run for run in late if not run.diverged and run.seconds < budget]
+
+
+def _evaluated(run: Run) -> Tensor:
+    images = run.images.validation if run.job.split == "validation" else run.images.test
+    return images[: run.job.num_evaluated]
+
+
+@torch.no_grad()
+def _equal_steps(run: Run) -> Record:
+    images, vae = _evaluated(run), run.vae
+    no_code = no_code_elbo(run.images.train, images)
+    record: Record = {"elbo": None, "linear_elbo": None, "kl": None, "active_units": None}
+    record.update(collapsed=None, diverged=run.diverged, no_code_elbo=round(no_code, 3))
+    record["train_seconds"] = round(run.seconds, 3)
+    if run.diverged:
+        return record
+    posterior = vae.posterior(images)
+    prior = vae.code.law(images.new_zeros(len(images), vae.code.encoded_size))
+    divergence = torch.distributions.kl_divergence(posterior, prior).mean().item()
+    variance = posterior.mean.var(0).reshape(vae.code.num_units, -1).sum(-1)
+    elbo = run.evaluate(images)
+    active = int((variance > ACTIVE_VARIANCE).sum())
+    with run.turn(), torch.random.fork_rng(devices=[]):
+        linear = run._linear_loss(images)
+    record.update(
+        elbo=round(elbo, 3),
+        linear_elbo=None if linear is None else round(-linear / len(images), 3),
+        kl=round(divergence, 3),
+        active_units=active,
+        collapsed=active == 0 or elbo < no_code + COLLAPSE_NATS,
+    )
+    return record
+
+
+def _equal_time(run: Run, budget: float | None, elbo: float | None) -> Record:
+    record: Record = {"elbo_equal_time": None, "steps_equal_time": None}
+    record.update(seconds_equal_time=None if budget is None else round(budget, 3))
+    if budget is not None and not run.diverged:
+        if run.job.arm == "silent":
+            record.update(elbo_equal_time=elbo, steps_equal_time=run.step)
+        else:
+            step, _, state = next(
+                (kept for kept in run.snapshots if kept[1] >= budget), run.snapshots[-1]
+            )
+            run.vae.load_state_dict(state)
+            elbo = round(run.evaluate(_evaluated(run)), 3)
+            record.update(elbo_equal_time=elbo, steps_equal_time=step)
+    record.update(curve=run.curve, noise=run.noise)
+    return record
+
+
+def no_code_elbo(train: Tensor, images: Tensor) -> float:
+    """Log density per image of a Gaussian about the training images' mean, one scale for all pixels."""
+    means = train.mean(0)
+    scale = (train - means).std()
+    return torch.distributions.Normal(means, scale).log_prob(images).sum(-1).mean().item()
+
+
+class Results:
+    """Finished runs, kept in a JSON file that is rewritten after each race."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = json.loads(path.read_text())["runs"] if path.exists() else []
+
+    def find(self, jobs: Sequence[Job]) -> list[Record]:
+        """Return the records of those of the jobs that are finished, in the order of the jobs."""
+        finished = {Job(*(record[key] for key in Job._fields)): record for record in self.records}
+        return [finished[job] for job in jobs if job in finished]
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep the records of a race; an interruption leaves the old file or the new one."""
+        self.records += records
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".tmp")
+        lines = ",\n".join(json.dumps(record) for record in self.records)
+        draft.write_text(f'{{"runs": [\n{lines}\n]}}\n')
+        draft.replace(self.path)
+
+
+def run_all(
+    races: Sequence[Sequence[Job]],
+    images: Callable[[str], Images],
+    results: Results,
+    noise_repeats: int = NOISE_REPEATS,
+) -> list[Record]:
+    """Run the races of which a run is missing; return the records of all.
+
+    :param images: the images, given a data set's name.
+    """
+    missing = [jobs for jobs in races if len(results.find(jobs)) < len(jobs)]
+    total = sum(job.steps for jobs in missing for job in jobs)
+    with tqdm(total=total, unit="step", smoothing=0.05) as bar:
+        for jobs in missing:
+            bar.set_description(str(jobs[0]))
+            results.add(race(jobs, images(jobs[0].data), bar, noise_repeats=noise_repeats))
+    return [record for jobs in races for record in results.find(jobs)]
