@@ -22,6 +22,7 @@ COLORS = {
     "control": "#3a7ca5",
     "silent": "#0b6e4f",
 }
+MAIN_ESTIMATORS = ("reparam", "GR", "RLOO", "REINFORCE")  # before others
 MOST_COLUMNS = 4
 _POINTS = 200
 _SETTLED = 0.1  # the axis begins with what was reached after this share of the time
@@ -32,7 +33,7 @@ def main_cells(records: Sequence[Record]) -> list[Cell]:
     cells = list(races(records))
     common = {
         name: statistics.mode(getattr(cell, name) for cell in cells)
-        for name in ("data", "decoder", "batch_size")
+        for name in ("data", "decoder", "batch_size", "steps")
     }
     of_estimator: dict[str, Cell] = {}
     for cell in cells:
@@ -40,7 +41,9 @@ def main_cells(records: Sequence[Record]) -> list[Cell]:
         if all(getattr(cell, name) == value for name, value in common.items()):
             if known is None or cell.num_units > known.num_units:
                 of_estimator[cell.estimator] = cell
-    return list(of_estimator.values())[:MOST_COLUMNS] or cells[:1]
+    first = [of_estimator[name] for name in MAIN_ESTIMATORS if name in of_estimator]
+    others = [cell for cell in of_estimator.values() if cell not in first]
+    return [*first, *others][:MOST_COLUMNS] or cells[:1]
 
 
 def draw(records: Sequence[Record], path: Path) -> None:

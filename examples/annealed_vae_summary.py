@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,9 +34,10 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         return f"{self.num_units} {self.code}, {self.estimator}, " + ", ".join(self.setting())
 
-    def setting(self) -> tuple[str, str, str]:
+    def setting(self) -> tuple[str, ...]:
         """What many rows have in common, in words."""
-        return (self.data, f"{self.decoder} decoder", f"batch {self.batch_size}")
+        size = f"batch {self.batch_size}"
+        return (self.data, f"{self.decoder} decoder", size, f"{self.steps} steps")
 
 
 class Summary(NamedTuple):
@@ -117,11 +117,7 @@ def row_names(cells: Iterable[Cell]) -> tuple[str, dict[Cell, str]]:
     for cell in cells:
         unusual = [word for word, common in zip(cell.setting(), usual) if word != common]
         names[cell] = ", ".join([f"{cell.num_units} {cell.code}", cell.estimator, *unusual])
-    times = Counter(names.values())
-    return ", ".join(usual), {
-        cell: f"{name}, {cell.steps} steps" if times[name] > 1 else name
-        for cell, name in names.items()
-    }
+    return ", ".join(usual), names
 
 
 def is_collapsed(record: Record) -> bool:

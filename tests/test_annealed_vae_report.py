@@ -152,9 +152,9 @@ def test_rows_say_what_is_unusual():
         run("plain", 0, 1.0, steps=200),
     ]
     usual, names = row_names(races(records))
-    assert usual == "digits, MLP decoder, batch 20"
+    assert usual == "digits, MLP decoder, batch 20, 100 steps"
     assert list(names.values()) == [
-        "32 Gaussian, reparam, 100 steps",
+        "32 Gaussian, reparam",
         "8 Gaussian, reparam, batch 50",
         "32 Gaussian, reparam, tanh decoder",
         "32 Gaussian, reparam, 200 steps",
@@ -257,3 +257,6 @@ def test_the_figure_shows_one_row_for_each_estimator():
     ]
     shown = annealed_vae_picture.main_cells([*FULL, *other])
     assert [(c.estimator, c.num_units) for c in shown] == [("reparam", 32), ("GR", 64)]
+    more = [run("plain", 0, 1.0, estimator=name) for name in ("GS", "ST-GS", "REINFORCE", "RLOO")]
+    shown = annealed_vae_picture.main_cells([*FULL, *other, *more])
+    assert [c.estimator for c in shown] == ["reparam", "GR", "RLOO", "REINFORCE"]
