@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_silent.errors import ConfigurationError
+from pyro_silent.errors import ConfigurationError, LeakError
 from pyro_silent.random_tensor.program import random_tensors
 
 BRANCHES = ("analytic", "expressive")
 
-_chosen: list[str] = []
-"""Branches that losses have chosen, the innermost last; no context variable, because a backward pass
-that computes a decoder again may do so in a thread of its own."""
+_chosen: list[str | None] = []
+"""Branches that losses have chosen, the innermost last, None where there is no choice to be made; no
+context variable, because a backward pass that computes a decoder again may do so in its own thread."""
 
 
 @contextmanager
@@ -29,6 +29,19 @@ def branch(name: str) -> Iterator[None]:
     if name not in BRANCHES:
         raise ConfigurationError(f"name: got {name!r}, expected one of {BRANCHES}.")
     _chosen.append(name)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+@contextmanager
+def no_branch() -> Iterator[None]:
+    """Inside, a :class:`TwinDecoder` refuses to run: what it returns would be used for both branches.
+
+    :raises LeakError: from the twin.
+    """
+    _chosen.append(None)
     try:
         yield
     finally:
@@ -87,6 +100,8 @@ class TwinDecoder(nn.Module):
         """What the twin whose turn it is returns."""
         if _chosen:
             name = _chosen[-1]
+            if name is None:
+                raise LeakError("a TwinDecoder in a guide that runs once for two losses")
         else:
             name = BRANCHES[0] if random_tensors((args, kwargs)) else BRANCHES[1]
         output = (self.analytic if name == BRANCHES[0] else self.expressive)(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
@@ -16,8 +15,10 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_silent.elbo.baselines import own_baselines
-from pyro_silent.elbo.blend import Gradients, blended
+from pyro_silent.elbo.blend import NO_GRADIENTS, Gradients, blended, gradients_of
 from pyro_silent.elbo.engine import check_positive_int
+from pyro_silent.elbo.leaves import next_node_number
+from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
 from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
 from pyro_silent.elbo.subsamples import SharedSubsamples
@@ -162,12 +163,12 @@ class AnnealedELBO(ELBO):
         weight = self.weight
         self._count_in_parts()
         both = 0 < weight and (weight < 1 or not self.silent_warm_up)
+        state = random_state() if both else None
         recorded = None
         if both and self._records:
             recorded = record(guide, args, kwargs)
             self._records = recorded is not None
-        subsamples = SharedSubsamples() if both else nullcontext()
-        return _Evaluation(weight, both, model, recorded or guide, args, kwargs, subsamples)
+        return _Evaluation(weight, both, model, guide, recorded, args, kwargs, state)
 
     def _count_in_parts(self) -> None:
         """Parts' schedules follow one count, since a part that rests counts no steps of its own."""
@@ -175,29 +176,51 @@ class AnnealedELBO(ELBO):
             if hasattr(part, "num_steps"):
                 part.num_steps = self.num_steps
 
+    def _evaluated(
+        self, evaluation: _Evaluation, evaluate: Callable[[_Evaluation], Tensor]
+    ) -> Tensor:
+        """Evaluate; once more with the user's own guide where that fails with the recorded one.
+
+        Then an error that has another cause is raised again, from the line where the user expects it.
+        """
+        if evaluation.recorded is None:
+            return evaluate(evaluation)
+        try:
+            return evaluate(evaluation)
+        except Exception:
+            restore(evaluation.state)
+        loss = evaluate(evaluation._replace(recorded=None))
+        self._records = False
+        return loss
+
+    def _value(self, evaluation: _Evaluation) -> Any:
+        """The stochastic part's loss, whatever the weight."""
+        program, _ = evaluation.guide_for_part()
+        with branch("expressive"), evaluation.subsamples():
+            return self.stochastic.loss(
+                evaluation.model, program, *evaluation.args, **evaluation.kwargs
+            )
+
     def _differentiable(self, evaluation: _Evaluation) -> Tensor:
         """The value as a tensor, with the gradient of the blend."""
-        weight = evaluation.weight
-        with evaluation.subsamples:
-            if not evaluation.both and weight == 1:
-                loss, _ = self._silent_part(evaluation)
-                self._silent_value = loss.detach()
-                return loss
-            # The stochastic part comes first: it draws what it draws in `loss`.
-            value, stochastic = self._stochastic_part(evaluation)
-            if not evaluation.both or not torch.is_grad_enabled():
+        if evaluation.weight == 0:
+            with branch("expressive"):
+                return _loss(self.stochastic, evaluation, evaluation.guide)
+        with evaluation.subsamples():
+            if not evaluation.both:
+                value, silent = self._silent_part(evaluation)
+                return blended(value, 1.0, silent, NO_GRADIENTS)
+            with branch("expressive"):  # first, since it draws what it draws in `loss`
+                value, stochastic = _part(self.stochastic, evaluation)
+            if not torch.is_grad_enabled():
                 return value
-            self._silent_value, silent = self._silent_part(evaluation)
-        return blended(value, weight, silent, stochastic)
-
-    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
-        with branch("expressive"):
-            return _part(self.stochastic, evaluation)
+            _, silent = self._silent_part(evaluation)
+        return blended(value, evaluation.weight, silent, stochastic)
 
     def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
         try:
             with branch("analytic"), self._own_baselines():
-                return _part(self.silent, evaluation)
+                self._silent_value, gradients = _part(self.silent, evaluation)
         except IntractableError as error:
             raise IntractableError(
                 f"the silent part of AnnealedELBO: {error} In the model it sees, a "
@@ -208,6 +231,7 @@ class AnnealedELBO(ELBO):
                 latents=error.latents,
                 location=error.location,
             ) from error
+        return self._silent_value, gradients
 
     def _own_baselines(self) -> AbstractContextManager:
         both = isinstance(self.silent, TraceGraph_ELBO)
@@ -220,10 +244,8 @@ class AnnealedELBO(ELBO):
         """The -ELBO of the model with its expressive branch, as a float; steps are not counted."""
         total = 0.0
         for evaluation in self._get_traces(model, guide, args, kwargs):
-            with branch("expressive"), evaluation.subsamples:
-                program, _ = evaluation.guide_for_part()
-                loss = self.stochastic.loss(evaluation.model, program, *args, **kwargs)
-                total += torch_item(loss) / self.num_particles
+            loss = self._evaluated(evaluation, self._value)
+            total += torch_item(loss) / self.num_particles
         warn_if_nan(total, "loss")
         return total
 
@@ -243,7 +265,7 @@ class AnnealedELBO(ELBO):
         """The loss as a tensor whose gradient is the blend."""
         total: Any = 0.0
         for evaluation in self._get_traces(model, guide, args, kwargs):
-            total = total + self._differentiable(evaluation) / self.num_particles
+            total = total + self._evaluated(evaluation, self._differentiable) / self.num_particles
         warn_if_nan(total, "loss")
         return total
 
@@ -251,7 +273,7 @@ class AnnealedELBO(ELBO):
         """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
         total = 0.0
         for evaluation in self._get_traces(model, guide, args, kwargs):
-            loss = self._differentiable(evaluation) / self.num_particles
+            loss = self._evaluated(evaluation, self._differentiable) / self.num_particles
             if loss.requires_grad:
                 loss.backward(retain_graph=self.retain_graph)
             total += torch_item(loss)
@@ -285,43 +307,49 @@ class _Evaluation(NamedTuple):
     """One run of the guide, ready for the parts.
 
     :ivar both: whether both parts run in a step.
-    :ivar guide: recorded; the user's own where it runs anew for each part.
-    :ivar subsamples: keeps minibatches the same for both.
+    :ivar recorded: None where the guide runs anew for each part.
+    :ivar state: the random state before the guide ran.
     """
 
     weight: float
     both: bool
     model: Any
     guide: Any
+    recorded: RecordedGuide | None
     args: tuple
     kwargs: dict
-    subsamples: AbstractContextManager
+    state: Any
 
     def guide_for_part(self) -> tuple[Any, Cuts]:
         """A guide for one part, and the leaves in which it collects that part's gradients."""
         cuts = Cuts()
-        if isinstance(self.guide, RecordedGuide):
-            return self.guide.replica(cuts), cuts
+        if self.recorded is not None:
+            return self.recorded.replica(cuts), cuts
         return (cuts.watched(self.guide) if self.both else self.guide), cuts
+
+    def subsamples(self) -> AbstractContextManager:
+        """Inside, both parts see the same minibatches."""
+        return SharedSubsamples() if self.both else nullcontext()
 
 
 def _part(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
-    """One part's loss as a tensor; if both parts run, without its graph, and with its gradient."""
+    """One part's loss without its graph, and the gradients that the graph led to."""
+    first = next_node_number()
     guide, cuts = evaluation.guide_for_part()
+    loss = _loss(part, evaluation, guide)
+    return loss.detach(), gradients_of(loss, cuts, first)
+
+
+def _loss(part: ELBO, evaluation: _Evaluation, guide: Any) -> Tensor:
+    """One part's loss as a tensor with its graph."""
     model, args, kwargs = evaluation.model, evaluation.args, evaluation.kwargs
     loss: Any
-    if isinstance(
-        part, TraceGraph_ELBO
-    ):  # the one loss of Pyro's with a gradient that lacks the method
+    if isinstance(part, TraceGraph_ELBO):  # it has this in place of differentiable_loss
         elbo, surrogate = part._loss_and_surrogate_loss(model, guide, args, kwargs)
         loss = surrogate + (-elbo - surrogate).detach()
     else:
         loss = part.differentiable_loss(model, guide, *args, **kwargs)
-    if not isinstance(loss, Tensor):
-        loss = torch.tensor(float(loss))
-    if not evaluation.both or not torch.is_grad_enabled():
-        return loss, Gradients(None, cuts)
-    return loss.detach(), Gradients(loss, cuts)
+    return loss if isinstance(loss, Tensor) else torch.tensor(float(loss))
 
 
 def _check_part(argument: str, part: Any, example: str) -> None:
@@ -371,12 +399,10 @@ def _checked_weight(weight: Any, schedule: Any, step: int | None = None) -> floa
 def _state_of(part: Any) -> dict[str, Any]:
     state: dict[str, Any] = part.state_dict() if hasattr(part, "state_dict") else {}
     # Pyro guesses it in the first step, by a run that draws random numbers
-    nesting = part.max_plate_nesting
-    return {**state, "max_plate_nesting": None if math.isinf(nesting) else nesting}
+    return {**state, "max_plate_nesting": part.max_plate_nesting}
 
 
 def _load(part: Any, state: dict[str, Any]) -> None:
     if hasattr(part, "load_state_dict"):
         part.load_state_dict(state)
-    if state["max_plate_nesting"] is not None:
-        part.max_plate_nesting = state["max_plate_nesting"]
+    part.max_plate_nesting = state["max_plate_nesting"]

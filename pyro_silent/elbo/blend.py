@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_silent.elbo.leaves import leaves_of, without_hooks
+from pyro_silent.elbo.leaves import graph_of, without_hooks
 from pyro_silent.elbo.recorded_guide import Cuts
 
 
-class Gradients:
+class Gradients(NamedTuple):
     """The gradient of one loss in everything it reaches.
 
-    :ivar guide: by tensor of the recorded guide.
+    :ivar guide: by tensor of the guide.
     :ivar leaves: by parameter that the loss reaches past the guide.
     """
 
-    def __init__(self, loss: Any, cuts: Cuts) -> None:
-        self.guide: dict[Tensor, Tensor] = {}
-        self.leaves: dict[Tensor, Tensor] = {}
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
-            return
-        leaves = list(leaves_of(loss))
-        with without_hooks(leaves):
-            # the other loss may reach the same graph where the guide could not be recorded
-            found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-        gradients = dict(zip(leaves, found, strict=True))
-        for tensor, leaf in cuts.pairs:
-            if (gradient := gradients.pop(leaf, None)) is not None:
-                self.guide[tensor] = gradient
-        self.leaves = {leaf: g for leaf, g in gradients.items() if g is not None}
+    guide: dict[Tensor, Tensor]
+    leaves: dict[Tensor, Tensor]
+
+
+NO_GRADIENTS = Gradients({}, {})
+
+
+def gradients_of(loss: Tensor, cuts: Cuts, first: int) -> Gradients:
+    """The gradients of a loss, found now; parameters' own ``.grad`` are not touched.
+
+    :param first: number of the first node of the loss's own graph; the rest of its graph, if there is
+        more, is kept for whoever else uses it.
+    """
+    if not loss.requires_grad:
+        return NO_GRADIENTS
+    leaves, is_shared = graph_of(loss, first)
+    with without_hooks(leaves):
+        found = torch.autograd.grad(loss, leaves, retain_graph=is_shared, allow_unused=True)
+    gradients = dict(zip(leaves, found, strict=True))
+    guide = {}
+    for tensor, leaf in cuts.pairs:
+        if (gradient := gradients.pop(leaf, None)) is not None:
+            guide[tensor] = gradient
+    return Gradients(guide, {leaf: g for leaf, g in gradients.items() if g is not None})
 
 
 def blended(value: Tensor, weight: float, silent: Gradients, stochastic: Gradients) -> Tensor:
@@ -57,11 +67,16 @@ def _mixed(
     for tensor in {**silent, **stochastic}:
         ours, theirs = silent.get(tensor), stochastic.get(tensor)
         if ours is not None and theirs is not None:
-            yield tensor, torch.lerp(theirs, ours, weight)
+            yield tensor, ours if weight == 1 else weight * ours + (1 - weight) * theirs
         elif ours is not None:
             yield tensor, ours if alone else weight * ours
         elif theirs is not None:
-            yield tensor, theirs if alone else (1 - weight) * theirs
+            yield tensor, theirs if alone else _times(1 - weight, theirs)
+
+
+def _times(weight: float, gradient: Tensor) -> Tensor:
+    """Their product, 0 at weight 0 even where the gradient is infinite."""
+    return weight * gradient if weight else torch.zeros_like(gradient)
 
 
 class _WithGradients(torch.autograd.Function):

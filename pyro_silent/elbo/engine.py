@@ -25,6 +25,7 @@ from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
 from pyro_silent.elbo.finite import check_finite
 from pyro_silent.elbo.particle import Particle, Record
+from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.run import run
 from pyro_silent.elbo.score_function import score_function, scores_of, sum_scores
 from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
@@ -118,9 +119,11 @@ class TreatmentELBO(ELBO):
         """Both traces and the guide's treatments; learns on the way whether the guide enumerates."""
         treatment = TreatmentMessenger(self.treat)
         if not self._enumerates:
+            state = random_state()
             try:
                 return *run(model, guide, treatment, None, args, kwargs), treatment.treated
             except EnumeratedSite:
+                restore(state)
                 self._enumerates = True
                 if self.max_plate_nesting == float("inf"):
                     self._guess_max_plate_nesting(model, guide, args, kwargs)

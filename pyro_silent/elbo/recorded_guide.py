@@ -13,12 +13,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_silent.elbo.leaves import leaves_of
+from pyro_silent.elbo.leaves import graph_of
 from pyro_silent.elbo.random_state import random_state, restore
-from pyro_silent.errors import LeakError, user_location
+from pyro_silent.errors import LeakError, PyroSilentError, user_location
 from pyro_silent.expectation.coercion import random_parameters
-from pyro_silent.random_tensor.draw import Draw, map_parameters, sample_site, sampled_site
-from pyro_silent.random_tensor.program import Call, plain_operands
+from pyro_silent.nn import no_branch
+from pyro_silent.random_tensor.draw import Draw, map_parameters, sampled_site
+from pyro_silent.random_tensor.program import Call, nodes_of, plain_operands, random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 _REASON = "the guide is run once for several losses"
@@ -52,7 +53,7 @@ class Cuts:
                 for plain in plain_operands(tensor):
                     visit(plain)
             elif tensor.requires_grad:
-                self.pairs += [(leaf, leaf) for leaf in leaves_of(tensor)]
+                self.pairs += [(leaf, leaf) for leaf in graph_of(tensor).leaves]
             return tensor
 
         map_parameters(visit, fn, Tensor)
@@ -82,9 +83,11 @@ class RecordedGuide:
 
     def __init__(self, guide: Callable, args: tuple, kwargs: dict) -> None:
         recorded = poutine.trace(guide)
-        with poutine.block(hide_types=["sample"]), random_parameters(), _Symbols():
+        with poutine.block(hide_types=["sample"]), random_parameters(), no_branch(), _Symbols():
             trace = recorded.get_trace(*args, **kwargs)
         self._sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        random = [t for site in self._sites for t in _random_tensors(site)]
+        self._parents = {latent for node in nodes_of(*random) if (latent := _symbol_of(node))}
 
     def replica(self, cuts: Cuts) -> Callable[..., None]:
         """A guide with the same sites; the guide's tensors are seen through ``cuts``."""
@@ -92,23 +95,34 @@ class RecordedGuide:
         def guide(*args: Any, **kwargs: Any) -> None:
             values = _Values(cuts)
             for site in self._sites:
-                values.sites[site["name"]] = _sample(site, values)
+                value = values.sites[site["name"]] = _sample(site, values)
+                if isinstance(value, RandomTensor):
+                    values.check_known(value)
+                if site["name"] in self._parents and value.shape != site["value"].shape:
+                    raise NotReplayable(f"site {site['name']!r} has another shape")
 
         return guide
+
+
+class NotReplayable(PyroSilentError):
+    """What was recorded does not serve this loss: the guide has to run anew for it."""
 
 
 def record(guide: Callable, args: tuple, kwargs: dict) -> RecordedGuide | None:
     """The recorded guide; None for one that must run anew for each loss.
 
-    That is a ``GuideMessenger``, which runs the model, and a guide whose control flow needs a value.
+    That is a ``GuideMessenger``, which runs the model, and a guide that fails on symbols: its control
+    flow needs a value, or code that is not torch's does.
     """
     if isinstance(poutine.unwrap(guide), GuideMessenger):
         return None
     state = random_state()
     try:
         return RecordedGuide(guide, args, kwargs)
-    except LeakError:
-        restore(state)  # it will draw again
+    except (
+        Exception
+    ):  # of the guide's own code too, which takes no symbols or fails again on values
+        restore(state)
         return None
 
 
@@ -121,7 +135,7 @@ class _Symbols(Messenger):
         fn, name = msg["fn"], msg["name"]
         if msg["args"] or msg["kwargs"] or not isinstance(fn, Distribution):
             raise LeakError(f"guide site {name!r} is drawn by {fn!r}, which is no distribution")
-        msg["value"] = sampled_site(name, fn, user_location(), _REASON)
+        msg["value"] = sampled_site(name, fn, user_location(), _REASON, _symbol)
         msg["done"] = True
 
 
@@ -144,6 +158,16 @@ class _Values(Draw):
         super().__init__()
         self._cuts = cuts
         self.sites: dict[str, Any] = {}
+        self._known: set[int] = set()
+
+    def check_known(self, value: RandomTensor) -> None:
+        """Refuse a value with a symbol in it, which hid where no distribution shows its parameters.
+
+        :raises NotReplayable: for those.
+        """
+        for node in nodes_of(value, seen=self._known):
+            if _symbol_of(node):
+                raise NotReplayable("a symbol was left in a distribution of the guide")
 
     def __call__(self, tensor: Any) -> Any:
         if isinstance(tensor, RandomTensor):
@@ -154,7 +178,7 @@ class _Values(Draw):
         return map_parameters(self, distribution, Tensor)
 
     def _run(self, call: Call) -> Any:
-        if call.function is sample_site:
+        if call.function is _symbol:
             return self.sites[call.args[0]]
         return super()._run(call)
 
@@ -168,7 +192,7 @@ def _sample(site: dict, values: _Values) -> Any:
         "is_observed": site["is_observed"],
         "args": site["args"],
         "kwargs": site["kwargs"],
-        "value": None if _is_symbol(site) else values(site["value"]),
+        "value": None if _symbol_of(site["value"]) else values(site["value"]),
         "infer": {k: v for k, v in site["infer"].items() if k not in _OF_ENUMERATION},
         "scale": values(site["scale"]),
         "mask": values(site["mask"]),
@@ -181,8 +205,18 @@ def _sample(site: dict, values: _Values) -> Any:
     return msg["value"]
 
 
-def _is_symbol(site: dict) -> bool:
-    """Whether a latent's value is left to the loss."""
-    value = site["value"]
+def _random_tensors(site: dict) -> list[RandomTensor]:
+    """What a recorded site's statement is made from."""
+    value = None if _symbol_of(site["value"]) else site["value"]
+    return random_tensors((site["fn"], value, site["scale"], site["mask"]))
+
+
+def _symbol(name: str, fn: Distribution, parameters: tuple) -> Tensor:
+    """Marks the node of a latent whose value is left to a replica."""
+    raise RuntimeError("a symbol has no value")
+
+
+def _symbol_of(value: Any) -> str | None:
+    """The name of the latent that a value is the symbol of."""
     call = value._call if isinstance(value, RandomTensor) else None
-    return call is not None and call.function is sample_site and not site["is_observed"]
+    return call.args[0] if call is not None and call.function is _symbol else None

@@ -141,14 +141,19 @@ def sample_site(name: str, fn: Distribution, parameters: tuple) -> Tensor:
     raise RuntimeError("sample_site is evaluated by Draw")
 
 
-def sampled_site(name: str, fn: Distribution, location: str, reason: str) -> RandomTensor:
-    """The value of a guide site that can only be drawn together with the latents it depends on."""
+def sampled_site(
+    name: str, fn: Distribution, location: str, reason: str, function: Callable = sample_site
+) -> RandomTensor:
+    """The value of a guide site that can only be drawn together with the latents it depends on.
+
+    :param function: marks the node; :class:`Draw` knows what to do with :func:`sample_site`.
+    """
     parameters = tuple(random_tensors(fn))
     lost = next((t._lost for t in parameters if t._lost is not None), None)
     if lost is None:
         operation = f"pyro.sample({name!r}, {type(fn).__name__})"
         lost = Lost(operation, location, reason)
-    call = Call(sample_site, (name, fn, parameters), {})
+    call = Call(function, (name, fn, parameters), {})
     like = _first_tensor(fn)
     dtype = torch.get_default_dtype() if like is None else like.dtype
     if _is_index(fn):

@@ -149,7 +149,7 @@ def _collect(value: Any, found: list[RandomTensor]) -> None:
 
 def sources_of(*tensors: RandomTensor) -> Iterator[Source]:
     """The latents that random tensors are functions of, in the order their programs meet them."""
-    for node in _nodes(*tensors):
+    for node in nodes_of(*tensors):
         if node._source is not None:
             yield node._source
 
@@ -163,15 +163,18 @@ def plain_operands(tensor: RandomTensor) -> list[Tensor]:
             found.append(operand)
         return operand
 
-    for node in _nodes(tensor):
+    for node in nodes_of(tensor):
         if node._call is not None:
             map_tensors(visit, (node._call.args, node._call.kwargs))
     return found
 
 
-def _nodes(*tensors: RandomTensor) -> Iterator[RandomTensor]:
-    """Some random tensors and all that their programs make on the way."""
-    seen: set[int] = set()
+def nodes_of(*tensors: RandomTensor, seen: set[int] | None = None) -> Iterator[RandomTensor]:
+    """Some random tensors and all that their programs make on the way.
+
+    :param seen: ids of those to leave out; the others are added.
+    """
+    seen = set() if seen is None else seen
     stack = list(tensors)
     while stack:
         node = stack.pop()

@@ -200,15 +200,20 @@ def any_integral(args: Sequence[Any]) -> bool:
 
 def _without_grad(form: Affine) -> Affine:
     """What an op inside ``torch.no_grad()`` leaves: no gradient into coefficients or moments."""
-    if any(term.source.under_grad for term in form.terms) and _inside_autograd_function():
-        names = tuple(dict.fromkeys(term.source.name for term in form.terms))
+    if any(term.source.under_grad for term in form.terms):
+        _check_outside_autograd_function(tuple(term.source.name for term in form.terms))
+    return detach_form(form)
+
+
+def _check_outside_autograd_function(latents: tuple[str, ...]) -> None:
+    """Refuse what ``forward`` of a custom function does to a latent under ``torch.no_grad()``."""
+    if _inside_autograd_function():
         raise LeakError(
             f"a random tensor was passed to a custom autograd.Function at {user_location()}: its "
             "backward cannot be carried through an expectation. Write the function with torch "
             'operations, or mark the guide site with infer={"silent": False}.',
-            latents=names,
+            latents=tuple(dict.fromkeys(latents)),
         )
-    return detach_form(form)
 
 
 def detach_form(form: Affine) -> Affine:
@@ -257,6 +262,12 @@ def leak(function: Callable, *tensors: RandomTensor) -> LeakError:
     )
 
 
+def _was_made_with_grad(tensor: RandomTensor) -> bool:
+    if tensor._source is not None:
+        return tensor._source.under_grad
+    return tensor._call is not None and tensor._call.grad_enabled
+
+
 def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -> Any:
     """The result of an op without a rule: a tensor that is known as a program only."""
     name = getattr(function, "__name__", "")
@@ -267,6 +278,8 @@ def lazy(function: Callable, args: tuple, kwargs: dict[str, Any], reason: str) -
         raise leak(function, *inputs)
     for tensor in inputs:
         check_not_overwritten(tensor)
+    if not torch.is_grad_enabled() and any(map(_was_made_with_grad, inputs)):
+        _check_outside_autograd_function(tuple(name for t in inputs for name in latents_of(t)))
     try:
         outputs = blank_outputs(function, args, kwargs)
     except NotImplementedError as error:
