@@ -48,6 +48,32 @@ def no_branch() -> Iterator[None]:
         _chosen.pop()
 
 
+_watching: list[dict[TwinDecoder, set[str]]] = []
+
+
+@contextmanager
+def resting_branches_cleared() -> Iterator[None]:
+    """Around a step: the branches of twins that rested in it lose gradients that are 0.
+
+    An optimizer with momentum moves a parameter whose gradient is 0 and leaves one without a gradient
+    alone. Pyro's ``SVI`` sets gradients to 0 after a step, so a branch would go on moving while it rests,
+    and would not in a run that was resumed.
+    """
+    ran: dict[TwinDecoder, set[str]] = {}
+    _watching.append(ran)
+    try:
+        yield
+    finally:
+        _watching.pop()
+    for twin, names in ran.items():
+        if len(names) == 1:
+            moving = set((twin.analytic if "analytic" in names else twin.expressive).parameters())
+            for parameter in set(twin.parameters()) - moving:
+                gradient = parameter.grad
+                if gradient is not None and not gradient.is_sparse and not gradient.any():
+                    parameter.grad = None
+
+
 class TwinDecoder(nn.Module):
     """Two modules for one place in a model: which of them runs depends on what it is fed.
 
@@ -104,6 +130,8 @@ class TwinDecoder(nn.Module):
                 raise LeakError("a TwinDecoder in a guide that runs once for two losses")
         else:
             name = BRANCHES[0] if random_tensors((args, kwargs)) else BRANCHES[1]
+        for ran in _watching:
+            ran.setdefault(self, set()).add(name)
         output = (self.analytic if name == BRANCHES[0] else self.expressive)(*args, **kwargs)
         self._check_shapes(name, (args, kwargs), output)
         return output

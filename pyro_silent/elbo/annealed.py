@@ -23,7 +23,7 @@ from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
 from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.errors import ConfigurationError, IntractableError
-from pyro_silent.nn import branch
+from pyro_silent.nn import branch, resting_branches_cleared
 from pyro_silent.schedules import Constant
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -272,11 +272,12 @@ class AnnealedELBO(ELBO):
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
         total = 0.0
-        for evaluation in self._get_traces(model, guide, args, kwargs):
-            loss = self._evaluated(evaluation, self._differentiable) / self.num_particles
-            if loss.requires_grad:
-                loss.backward(retain_graph=self.retain_graph)
-            total += torch_item(loss)
+        with resting_branches_cleared():
+            for evaluation in self._get_traces(model, guide, args, kwargs):
+                loss = self._evaluated(evaluation, self._differentiable) / self.num_particles
+                if loss.requires_grad:
+                    loss.backward(retain_graph=self.retain_graph)
+                total += torch_item(loss)
         warn_if_nan(total, "loss")
         self.num_steps += 1
         return total
