@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pyro
 from pyro.infer import ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from torch import Tensor
 
 from pyro_silent import (
     AnnealedELBO,
@@ -36,37 +34,6 @@ ARMS = ("plain", "KL warm-up", "control", "silent")
 BLENDED = ARMS[2:]
 
 
-class _ReinforceELBO(TraceGraph_ELBO):
-    """REINFORCE with running means of its own: Pyro's are named after the site alone.
-
-    Two such losses on one site, as in the control, would each learn from the mean of both.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._means: dict[str, Tensor] = {}
-
-    def _loss_and_surrogate_loss(self, *args: Any) -> Any:
-        store = pyro.get_param_store()
-        others = _take_means(store)
-        for name, mean in self._means.items():
-            store[name] = mean
-        try:
-            return super()._loss_and_surrogate_loss(*args)
-        finally:
-            self._means = _take_means(store)
-            for name, mean in others.items():
-                store[name] = mean
-
-
-def _take_means(store: Any) -> dict[str, Tensor]:
-    names = [name for name in store if name.startswith("__baseline_avg_downstream_cost_")]
-    means = {name: store[name] for name in names}
-    for name in names:
-        del store[name]
-    return means
-
-
 # Each gives a loss, given a temperature.
 ESTIMATORS: dict[str, Callable[[float], ELBO]] = {
     "reparam": lambda _: TraceMeanField_ELBO(),  # KL in closed form, as is usual for a VAE
@@ -74,7 +41,7 @@ ESTIMATORS: dict[str, Callable[[float], ELBO]] = {
     "ST-GS": lambda tau: StraightThroughELBO(StraightThroughGumbelSoftmax(tau)),
     "GR": lambda tau: GumbelRaoELBO(tau, num_gumbels=None),
     "GR-MC10": lambda tau: GumbelRaoELBO(tau, num_gumbels=10),
-    "REINFORCE": lambda _: _ReinforceELBO(),
+    "REINFORCE": lambda _: TraceGraph_ELBO(),
     "RLOO": lambda _: LeaveOneOutELBO(2, vectorize_particles=True, max_plate_nesting=1),
 }
 TEMPERED = ("GS", "ST-GS", "GR", "GR-MC10")
@@ -95,24 +62,19 @@ class CatchUp:
     """1 until the deep decoder's loss has caught up with the linear one's, then a line down to 0.
 
     :param num_steps: length of the line.
-    :param every: steps from one comparison to the next, three of which the deep decoder must win
-        in a row.
+    :param memory: steps over which the lead of the linear decoder is averaged.
     """
 
-    def __init__(self, num_steps: int, every: int = 20) -> None:
+    def __init__(self, num_steps: int, memory: int = 20) -> None:
         self.num_steps = num_steps
-        self.every = every
+        self.memory = memory
         self.caught_up: int | None = None
-        self._wins = 0
-
-    def is_due(self, step: int) -> bool:
-        """Whether to compare before this step."""
-        return self.caught_up is None and step % self.every == 0
+        self._lead = 0.0
 
     def compare(self, step: int, linear_loss: float, deep_loss: float) -> None:
-        """Take note of both losses of one minibatch."""
-        self._wins = self._wins + 1 if deep_loss < linear_loss else 0
-        if self._wins == 3:
+        """Take note of both losses of a step."""
+        self._lead += (deep_loss - linear_loss - self._lead) / min(step + 1, self.memory)
+        if self.caught_up is None and step >= self.memory and self._lead < 0:
             self.caught_up = step
 
     def __call__(self, step: int) -> float:
@@ -153,19 +115,29 @@ class Settings(NamedTuple):
 
 
 # Found by annealed_vae.py --search, by the estimator that was searched and the arm.
+_BLEND = Settings(schedule="step", length=0.75)
 SETTINGS: dict[str, dict[str, Settings]] = {
     name: {
-        "plain": Settings(1e-3, "none", 0.0),
-        "KL warm-up": Settings(),
-        "control": Settings(length=0.5),
-        "silent": Settings(length=0.5),
+        "plain": Settings(schedule="none", length=0.0),
+        "KL warm-up": warm_up,
+        "control": _BLEND,
+        "silent": _BLEND,
     }
-    for name in ("reparam", "GR", "REINFORCE", "RLOO")
+    for name, warm_up in (
+        ("reparam", Settings(schedule="step", length=0.75)),
+        ("GR", Settings(schedule="cosine", length=0.5)),
+        ("RLOO", Settings(schedule="step", length=0.2)),
+    )
 }
 TEMPERATURE = 0.5
 
 # Estimators that take the settings of another.
-SETTINGS_OF: Mapping[str, str] = {"GS": "GR", "ST-GS": "GR", "GR-MC10": "GR"}
+SETTINGS_OF: Mapping[str, str] = {
+    "GS": "GR",
+    "ST-GS": "GR",
+    "GR-MC10": "GR",
+    "REINFORCE": "RLOO",
+}
 
 RATES = (5e-4, 1e-3, 2e-3)
 SCHEDULES_TRIED = (
@@ -173,4 +145,5 @@ SCHEDULES_TRIED = (
     ("cosine", 0.5),
     ("step", 0.2),
     ("step", 0.5),
+    ("step", 0.75),
 )

@@ -153,12 +153,11 @@ class Run:
         batch = train[rows]
         self._warm_up()
         self.optimizer.zero_grad()
-        adaptive = self.schedule if isinstance(self.schedule, CatchUp) else None
-        due = adaptive is not None and adaptive.is_due(self.step)
-        linear = self._linear_loss(batch) if due else None
         deep = self.loss.loss_and_grads(self.vae.model, self.vae.guide, batch)
-        if adaptive is not None and linear is not None:
-            adaptive.compare(self.step, linear, deep)
+        if isinstance(self.schedule, CatchUp) and isinstance(self.loss, AnnealedELBO):
+            linear = self.loss.last_silent_loss
+            if linear is not None:
+                self.schedule.compare(self.step, linear, deep)
         if not math.isfinite(deep):
             self.diverged = True
             return
@@ -169,11 +168,6 @@ class Run:
         if self.schedule is not None and not isinstance(self.loss, AnnealedELBO):
             # Pyro refuses a scale of 0
             self.vae.kl_weight = max(1 - self.schedule(self.step), 1e-3)
-
-    def _linear_loss(self, images: Tensor) -> float | None:
-        if not isinstance(self.loss, AnnealedELBO):
-            return None
-        return self.loss.silent_loss(self.vae.model, self.vae.guide, images)
 
     def look(self) -> None:
         """Note the validation ELBO and keep the parameters."""
@@ -199,8 +193,8 @@ class Run:
         batch = self.images.train[: self.job.batch_size]
         self._warm_up()
         weight, loss = self.weight, copy.deepcopy(self.loss)
-        gradients = []
-        with self.turn(), torch.random.fork_rng(devices=[]):
+        gradients, store = [], pyro.get_param_store()
+        with self.turn(), torch.random.fork_rng(devices=[]), store.scope(store.get_state()):
             torch.manual_seed(0)
             for _ in range(repeats):
                 self.vae.zero_grad()
@@ -300,8 +294,10 @@ def _equal_steps(run: Run) -> Record:
     variance = posterior.mean.var(0).reshape(vae.code.num_units, -1).sum(-1)
     elbo = run.evaluate(images)
     active = int((variance > ACTIVE_VARIANCE).sum())
-    with run.turn(), torch.random.fork_rng(devices=[]):
-        linear = run._linear_loss(images)
+    linear = None
+    if isinstance(run.loss, AnnealedELBO):
+        with run.turn(), torch.random.fork_rng(devices=[]):
+            linear = run.loss.silent_loss(vae.model, vae.guide, images)
     record.update(
         elbo=round(elbo, 3),
         linear_elbo=None if linear is None else round(-linear / len(images), 3),
