@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -48,26 +48,40 @@ def no_branch() -> Iterator[None]:
         _chosen.pop()
 
 
-_watching: list[dict[TwinDecoder, set[str]]] = []
+_Calls: TypeAlias = "dict[str, list[_Shapes]]"
+_watching: list[dict[TwinDecoder, _Calls]] = []
 
 
 @contextmanager
-def resting_branches_cleared() -> Iterator[None]:
-    """Around a step: the branches of twins that rested in it lose gradients that are 0.
+def watched_twins() -> Iterator[dict[TwinDecoder, _Calls]]:
+    """Inside, the twins' branches are compared; gives what ran, by twin and branch.
+
+    :raises ConfigurationError: from a twin whose branches do not return the same shapes.
+    """
+    ran: dict[TwinDecoder, _Calls] = {}
+    _watching.append(ran)
+    try:
+        yield ran
+    finally:
+        _watching.pop()
+
+
+def forget_twins() -> None:
+    """Begin to watch anew: what ran before ended half-way."""
+    for ran in _watching:
+        ran.clear()
+
+
+def stop_resting_branches(ran: dict[TwinDecoder, _Calls]) -> None:
+    """Take away gradients that are 0 from the branch of a twin of which only the other one ran.
 
     An optimizer with momentum moves a parameter whose gradient is 0 and leaves one without a gradient
     alone. Pyro's ``SVI`` sets gradients to 0 after a step, so a branch would go on moving while it rests,
     and would not in a run that was resumed.
     """
-    ran: dict[TwinDecoder, set[str]] = {}
-    _watching.append(ran)
-    try:
-        yield
-    finally:
-        _watching.pop()
-    for twin, names in ran.items():
-        if len(names) == 1:
-            moving = set((twin.analytic if "analytic" in names else twin.expressive).parameters())
+    for twin, calls in ran.items():
+        if len(calls) == 1:
+            moving = set((twin.analytic if "analytic" in calls else twin.expressive).parameters())
             for parameter in set(twin.parameters()) - moving:
                 gradient = parameter.grad
                 if gradient is not None and not gradient.is_sparse and not gradient.any():
@@ -89,8 +103,8 @@ class TwinDecoder(nn.Module):
 
     :param torch.nn.Module analytic: for laws, such as ``nn.Linear``.
     :param torch.nn.Module expressive: for samples, any network.
-    :raises ConfigurationError: for an argument that is no module; when called, for twins whose outputs
-        for inputs of one shape differ in shape (in a nest of several tensors: do not broadcast).
+    :raises ConfigurationError: for an argument that is no module; in a step of :class:`AnnealedELBO`, for
+        twins whose outputs for inputs of one shape differ in shape (several tensors: do not broadcast).
 
     Both twins are submodules, so ``pyro.module`` and optimizers see the parameters of both. Use
     ``twin.analytic(z)`` and ``twin.expressive(z)`` to choose by hand.
@@ -120,7 +134,6 @@ class TwinDecoder(nn.Module):
                 )
         self.analytic = analytic
         self.expressive = expressive
-        self._seen: dict[str, _Shapes] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the twin whose turn it is returns."""
@@ -130,25 +143,25 @@ class TwinDecoder(nn.Module):
                 raise LeakError("a TwinDecoder in a guide that runs once for two losses")
         else:
             name = BRANCHES[0] if random_tensors((args, kwargs)) else BRANCHES[1]
-        for ran in _watching:
-            ran.setdefault(self, set()).add(name)
         output = (self.analytic if name == BRANCHES[0] else self.expressive)(*args, **kwargs)
-        self._check_shapes(name, (args, kwargs), output)
+        if _watching:
+            self._check_shapes(name, _Shapes.of((args, kwargs), output))
         return output
 
-    def _check_shapes(self, name: str, arguments: tuple, output: Any) -> None:
-        """Compare with what the other twin returned last; nothing is run for it."""
-        shapes = _Shapes(tuple(_shapes(arguments)), tuple(_shapes(output)))
-        other = next((self._seen[key] for key in self._seen if key != name), None)
-        self._seen[name] = shapes
-        if other is not None and other.differ(shapes):
-            outputs = {name: shapes.outputs, BRANCHES[name == BRANCHES[0]]: other.outputs}
-            analytic, expressive = (_written(outputs[key]) for key in BRANCHES)
-            raise ConfigurationError(
-                f"TwinDecoder: analytic returned {analytic} and expressive returned {expressive} for "
-                f"an input of shape {_written(shapes.inputs)}; expected outputs of one shape, since "
-                "both are seen by the same sample statement."
-            )
+    def _check_shapes(self, name: str, shapes: _Shapes) -> None:
+        """Compare with what the other twin returned when it was called for as many times."""
+        calls = _watching[-1].setdefault(self, {})
+        mine, its = calls.setdefault(name, []), calls.get(BRANCHES[name == BRANCHES[0]], [])
+        mine.append(shapes)
+        if len(its) < len(mine) or not its[len(mine) - 1].differ(shapes):
+            return
+        outputs = [its[len(mine) - 1].outputs, shapes.outputs]
+        analytic, expressive = outputs if name == BRANCHES[1] else reversed(outputs)
+        raise ConfigurationError(
+            f"TwinDecoder: analytic returned {_written(analytic)} and expressive returned "
+            f"{_written(expressive)} for an input of shape {_written(shapes.inputs)}; expected outputs "
+            "of one shape, since both are seen by the same sample statement."
+        )
 
 
 class _Shapes(NamedTuple):
@@ -156,6 +169,11 @@ class _Shapes(NamedTuple):
 
     inputs: tuple[torch.Size, ...]
     outputs: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, inputs: Any, outputs: Any) -> _Shapes:
+        """The shapes in two nests of tensors."""
+        return cls(tuple(_shapes(inputs)), tuple(_shapes(outputs)))
 
     def differ(self, other: _Shapes) -> bool:
         """Whether outputs cannot stand for each other, where the inputs allow to tell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
@@ -15,7 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_silent.elbo.baselines import own_baselines
-from pyro_silent.elbo.blend import NO_GRADIENTS, Gradients, blended, gradients_of
+from pyro_silent.elbo.blend import NO_GRADIENTS, Blend, Gradients, alone, blended, gradients_of
 from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.elbo.leaves import next_node_number
 from pyro_silent.elbo.random_state import random_state, restore
@@ -23,10 +23,12 @@ from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
 from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.errors import ConfigurationError, IntractableError
-from pyro_silent.nn import branch, resting_branches_cleared
-from pyro_silent.schedules import Constant
+from pyro_silent.nn import branch, forget_twins, stop_resting_branches, watched_twins
+from pyro_silent.schedules import Constant, Schedule
 
-Schedule: TypeAlias = Callable[[int], float]
+WeightSchedule: TypeAlias = Callable[[int], float]
+_ROUNDING = 1e-6  # a weight so far outside [0, 1] is one that was computed in single precision
+_Result = TypeVar("_Result")
 
 
 class AnnealedELBO(ELBO):
@@ -112,7 +114,7 @@ class AnnealedELBO(ELBO):
         self,
         silent: ELBO,
         stochastic: ELBO,
-        schedule: Schedule | float,
+        schedule: WeightSchedule | float,
         *,
         silent_warm_up: bool = False,
         num_particles: int = 1,
@@ -163,7 +165,7 @@ class AnnealedELBO(ELBO):
         weight = self.weight
         self._count_in_parts()
         both = 0 < weight and (weight < 1 or not self.silent_warm_up)
-        state = random_state() if both else None
+        state = random_state()
         recorded = None
         if both and self._records:
             recorded = record(guide, args, kwargs)
@@ -177,21 +179,23 @@ class AnnealedELBO(ELBO):
                 part.num_steps = self.num_steps
 
     def _evaluated(
-        self, evaluation: _Evaluation, evaluate: Callable[[_Evaluation], Tensor]
-    ) -> Tensor:
+        self, evaluation: _Evaluation, evaluate: Callable[[_Evaluation], _Result]
+    ) -> _Result:
         """Evaluate; once more with the user's own guide where that fails with the recorded one.
 
         Then an error that has another cause is raised again, from the line where the user expects it.
+        Either way the random state is as before.
         """
-        if evaluation.recorded is None:
-            return evaluate(evaluation)
         try:
             return evaluate(evaluation)
         except Exception:
             restore(evaluation.state)
-        loss = evaluate(evaluation._replace(recorded=None))
+            forget_twins()
+            if evaluation.recorded is None:
+                raise
+        result = self._evaluated(evaluation._replace(recorded=None), evaluate)
         self._records = False
-        return loss
+        return result
 
     def _value(self, evaluation: _Evaluation) -> Any:
         """The stochastic part's loss, whatever the weight."""
@@ -201,21 +205,41 @@ class AnnealedELBO(ELBO):
                 evaluation.model, program, *evaluation.args, **evaluation.kwargs
             )
 
-    def _differentiable(self, evaluation: _Evaluation) -> Tensor:
-        """The value as a tensor, with the gradient of the blend."""
+    def _blend(self, evaluation: _Evaluation) -> Blend:
+        """The value with the gradient of the blend."""
         if evaluation.weight == 0:
             with branch("expressive"):
-                return _loss(self.stochastic, evaluation, evaluation.guide)
+                return alone(_loss(self.stochastic, evaluation, evaluation.guide))
         with evaluation.subsamples():
             if not evaluation.both:
                 value, silent = self._silent_part(evaluation)
                 return blended(value, 1.0, silent, NO_GRADIENTS)
-            with branch("expressive"):  # first, since it draws what it draws in `loss`
-                value, stochastic = _part(self.stochastic, evaluation)
+            # first, since it draws what it draws in `loss`
+            value, stochastic = self._stochastic_part(evaluation)
             if not torch.is_grad_enabled():
-                return value
+                return alone(value)
             _, silent = self._silent_part(evaluation)
         return blended(value, evaluation.weight, silent, stochastic)
+
+    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
+        try:
+            with branch("expressive"):
+                return _part(self.stochastic, evaluation)
+        except Exception:
+            self._compare_twins(evaluation)
+            raise
+
+    def _compare_twins(self, evaluation: _Evaluation) -> None:
+        """Look whether twins of different shapes are behind an error.
+
+        :raises ConfigurationError: from the twin.
+        """
+        try:
+            self._silent_part(evaluation)
+        except ConfigurationError:
+            raise
+        except Exception:
+            return
 
     def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
         try:
@@ -264,20 +288,22 @@ class AnnealedELBO(ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor whose gradient is the blend."""
         total: Any = 0.0
-        for evaluation in self._get_traces(model, guide, args, kwargs):
-            total = total + self._evaluated(evaluation, self._differentiable) / self.num_particles
+        with watched_twins():
+            for evaluation in self._get_traces(model, guide, args, kwargs):
+                blend = self._evaluated(evaluation, self._blend)
+                total = total + blend.tensor() / self.num_particles
         warn_if_nan(total, "loss")
         return total
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
         total = 0.0
-        with resting_branches_cleared():
+        with watched_twins() as twins:
             for evaluation in self._get_traces(model, guide, args, kwargs):
-                loss = self._evaluated(evaluation, self._differentiable) / self.num_particles
-                if loss.requires_grad:
-                    loss.backward(retain_graph=self.retain_graph)
-                total += torch_item(loss)
+                blend = self._evaluated(evaluation, self._blend)
+                blend.backward(1 / self.num_particles, self.retain_graph)
+                total += torch_item(blend.value) / self.num_particles
+        stop_resting_branches(twins)
         warn_if_nan(total, "loss")
         self.num_steps += 1
         return total
@@ -365,7 +391,7 @@ def _check_part(argument: str, part: Any, example: str) -> None:
     )
 
 
-def _as_schedule(schedule: Any) -> Schedule:
+def _as_schedule(schedule: Any) -> WeightSchedule:
     """The schedule, once its numbers are known to be weights as far as they can be told."""
     if isinstance(schedule, Real) and not isinstance(schedule, bool):
         _checked_weight(schedule, schedule)
@@ -375,9 +401,9 @@ def _as_schedule(schedule: Any) -> Schedule:
             f"schedule: got {schedule!r}, expected a callable from the step to the silent part's weight, "
             "such as Linear(1.0, 0.0, num_steps=1000), or a number in [0, 1]."
         )
-    for bound in ("start", "stop", "w"):
-        if hasattr(schedule, bound):
-            _checked_weight(getattr(schedule, bound), schedule)
+    if isinstance(schedule, Schedule):
+        for bound in ("start", "stop", "w"):
+            _checked_weight(getattr(schedule, bound, 0.0), schedule)
     _checked_weight(schedule(0), schedule, 0)
     return schedule
 
@@ -389,8 +415,10 @@ def _checked_weight(weight: Any, schedule: Any, step: int | None = None) -> floa
     """
     if isinstance(weight, Tensor) and weight.numel() == 1:
         weight = weight.item()
-    if isinstance(weight, Real) and not isinstance(weight, bool) and 0 <= float(weight) <= 1:
-        return float(weight)
+    if isinstance(weight, Real) and not isinstance(weight, bool):
+        clipped = min(max(0.0, float(weight)), 1.0)
+        if abs(clipped - float(weight)) <= _ROUNDING:
+            return clipped
     where = "" if step is None else f" at step {step}"
     raise ConfigurationError(
         f"schedule: got the weight {weight!r} from {schedule!r}{where}, expected a number in [0, 1]."

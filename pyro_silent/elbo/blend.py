@@ -46,7 +46,40 @@ def gradients_of(loss: Tensor, cuts: Cuts, first: int) -> Gradients:
     return Gradients(guide, {leaf: g for leaf, g in gradients.items() if g is not None})
 
 
-def blended(value: Tensor, weight: float, silent: Gradients, stochastic: Gradients) -> Tensor:
+class Blend(NamedTuple):
+    """A loss and its gradient, as they are handed out.
+
+    :ivar tensors: what has a gradient; from there autograd goes on.
+    """
+
+    value: Tensor
+    tensors: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+
+    def tensor(self) -> Tensor:
+        """The value, with a backward pass that hands out the gradients."""
+        if not self.tensors:
+            return self.value
+        result: Tensor = _WithGradients.apply(self.value, self.gradients, *self.tensors)
+        return result
+
+    def backward(self, scale: float, retain_graph: bool | None) -> None:
+        """Add ``scale`` x the gradients to the parameters', as ``backward`` of the tensor does."""
+        if self.tensors:
+            gradients = self.gradients
+            if scale != 1:
+                gradients = tuple(scale * gradient for gradient in gradients)
+            torch.autograd.backward(self.tensors, gradients, retain_graph=retain_graph)
+
+
+def alone(loss: Tensor) -> Blend:
+    """One loss and its own graph."""
+    if not loss.requires_grad:
+        return Blend(loss, (), ())
+    return Blend(loss.detach(), (loss,), (torch.ones_like(loss),))
+
+
+def blended(value: Tensor, weight: float, silent: Gradients, stochastic: Gradients) -> Blend:
     """``value``, with the gradient of the blend.
 
     A tensor of the guide gets ``weight`` x silent + (1 - ``weight``) x stochastic, and so does a
@@ -54,11 +87,8 @@ def blended(value: Tensor, weight: float, silent: Gradients, stochastic: Gradien
     """
     parts = [*_mixed(weight, silent.guide, stochastic.guide, alone=False)]
     parts += _mixed(weight, silent.leaves, stochastic.leaves, alone=True)
-    if not parts:
-        return value
-    tensors, gradients = zip(*parts)
-    result: Tensor = _WithGradients.apply(value, gradients, *tensors)
-    return result
+    tensors, gradients = zip(*parts) if parts else ((), ())
+    return Blend(value, tensors, gradients)
 
 
 def _mixed(

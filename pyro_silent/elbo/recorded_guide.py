@@ -19,7 +19,13 @@ from pyro_silent.errors import LeakError, PyroSilentError, user_location
 from pyro_silent.expectation.coercion import random_parameters
 from pyro_silent.nn import no_branch
 from pyro_silent.random_tensor.draw import Draw, map_parameters, sampled_site
-from pyro_silent.random_tensor.program import Call, nodes_of, plain_operands, random_tensors
+from pyro_silent.random_tensor.program import (
+    Call,
+    map_tensors,
+    nodes_of,
+    plain_operands,
+    random_tensors,
+)
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 _REASON = "the guide is run once for several losses"
@@ -160,6 +166,10 @@ class _Values(Draw):
         self.sites: dict[str, Any] = {}
         self._known: set[int] = set()
 
+    def known(self, value: Any) -> Any:
+        """A setting of a site with values for what is random in it, such as the input of a baseline."""
+        return map_tensors(super().__call__, value) if random_tensors(value) else value
+
     def check_known(self, value: RandomTensor) -> None:
         """Refuse a value with a symbol in it, which hid where no distribution shows its parameters.
 
@@ -193,7 +203,7 @@ def _sample(site: dict, values: _Values) -> Any:
         "args": site["args"],
         "kwargs": site["kwargs"],
         "value": None if _symbol_of(site["value"]) else values(site["value"]),
-        "infer": {k: v for k, v in site["infer"].items() if k not in _OF_ENUMERATION},
+        "infer": {k: values.known(v) for k, v in site["infer"].items() if k not in _OF_ENUMERATION},
         "scale": values(site["scale"]),
         "mask": values(site["mask"]),
         "cond_indep_stack": site["cond_indep_stack"],
