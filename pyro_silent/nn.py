@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -177,28 +178,26 @@ class _Shapes(NamedTuple):
 
     def differ(self, other: _Shapes) -> bool:
         """Whether outputs cannot stand for each other, where the inputs allow to tell."""
-        a, b = self._per_item(other), other._per_item(self)
-        if a is None or b is None:
-            return False
-        if len(a) != len(b):
+        if len(self.outputs) != len(other.outputs):
             return True
-        if len(a) == 1:
-            return a != b
-        return not all(_broadcast(x, y) for x, y in zip(a, b, strict=True))
+        same = operator.eq if len(self.outputs) == 1 else _broadcast
+        pairs = zip(self._per_item(other), other._per_item(self), strict=True)
+        return any(a is not None and b is not None and not same(a, b) for a, b in pairs)
 
-    def _per_item(self, other: _Shapes) -> tuple[torch.Size, ...] | None:
-        """Output shapes without the batch, which samples may have more of than laws."""
+    def _per_item(self, other: _Shapes) -> list[torch.Size | None]:
+        """Output shapes without the batch, which samples may have more of than laws; None if unknown."""
         if self.inputs == other.inputs:
-            return self.outputs
+            return [*self.outputs]
+        unknown: list[torch.Size | None] = [None] * len(self.outputs)
         if len(self.inputs) != 1 or len(other.inputs) != 1:
-            return None
+            return unknown
         (mine,), (its,) = self.inputs, other.inputs
         if not mine or not its or mine[-1] != its[-1]:
-            return None
+            return unknown
         batch = mine[:-1]
-        if any(shape[: len(batch)] != batch for shape in self.outputs):
-            return None
-        return tuple(shape[len(batch) :] for shape in self.outputs)
+        return [
+            shape[len(batch) :] if shape[: len(batch)] == batch else None for shape in self.outputs
+        ]
 
 
 def _shapes(value: Any) -> Iterator[torch.Size]:

@@ -73,7 +73,8 @@ class AnnealedELBO(ELBO):
         not trained then, and the value of such a step is the silent loss.
     :param int num_particles: blended evaluations that are averaged, each with a run of the guide.
         Cheaper: particles of the stochastic part, ``Trace_ELBO(num_particles=8)``, on one run of it.
-    :raises ConfigurationError: for an argument that makes no sense, and for a weight outside [0, 1].
+    :raises ConfigurationError: for an argument that makes no sense, and for a weight outside [0, 1] by
+        more than rounding.
     :raises IntractableError: if the silent part cannot integrate the analytic branch.
 
     Steps are counted by ``loss_and_grads`` and by training-mode calls of ``elbo(model, guide)``, and the
@@ -149,7 +150,7 @@ class AnnealedELBO(ELBO):
         self._records = True  # until a guide turns out to need its latents' values
         self._silent_value: Tensor | None = None
 
-    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+    def __call__(self, model: Any, guide: Any) -> ELBOModule:
         """The loss as a module, which counts its training steps."""
         return StatefulELBOModule(model, guide, self)
 

@@ -239,7 +239,7 @@ class TreatmentELBO(ELBO):
         self.num_steps += 1
         return total
 
-    def __call__(self, model: torch.nn.Module, guide: torch.nn.Module) -> ELBOModule:
+    def __call__(self, model: Any, guide: Any) -> ELBOModule:
         """The loss as a module, which counts its training steps."""
         return StatefulELBOModule(model, guide, self)
 
