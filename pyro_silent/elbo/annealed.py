@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Real
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pyro.infer import ELBO, TraceGraph_ELBO
@@ -15,19 +14,16 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_silent.elbo.baselines import own_baselines
-from pyro_silent.elbo.blend import NO_GRADIENTS, Blend, Gradients, alone, blended, gradients_of
+from pyro_silent.elbo.blend import NO_GRADIENTS, Blend, Gradients, alone, blended
 from pyro_silent.elbo.engine import check_positive_int
-from pyro_silent.elbo.leaves import next_node_number
+from pyro_silent.elbo.evaluation import Evaluation, differentiable_loss, value_and_gradients
 from pyro_silent.elbo.random_state import random_state, restore
-from pyro_silent.elbo.recorded_guide import Cuts, RecordedGuide, record
+from pyro_silent.elbo.recorded_guide import record
 from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
-from pyro_silent.elbo.subsamples import SharedSubsamples
+from pyro_silent.elbo.weight import WeightSchedule, as_schedule, checked_weight
 from pyro_silent.errors import ConfigurationError, IntractableError
 from pyro_silent.nn import branch, forget_twins, stop_resting_branches, watched_twins
-from pyro_silent.schedules import Constant, Schedule
 
-WeightSchedule: TypeAlias = Callable[[int], float]
-_ROUNDING = 1e-6  # a weight so far outside [0, 1] is one that was computed in single precision
 _Result = TypeVar("_Result")
 
 
@@ -144,7 +140,7 @@ class AnnealedELBO(ELBO):
                     )
         self.silent = silent
         self.stochastic = stochastic
-        self.schedule = _as_schedule(schedule)
+        self.schedule = as_schedule(schedule)
         self.silent_warm_up = silent_warm_up
         self.num_steps = 0
         self._records = True  # until a guide turns out to need its latents' values
@@ -157,11 +153,11 @@ class AnnealedELBO(ELBO):
     @property
     def weight(self) -> float:
         """The silent part's weight in the next step."""
-        return _checked_weight(self.schedule(self.num_steps), self.schedule, self.num_steps)
+        return checked_weight(self.schedule(self.num_steps), self.schedule, self.num_steps)
 
     # One evaluation
 
-    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> _Evaluation:
+    def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Evaluation:
         """One run of the guide, for both parts if both have a say."""
         weight = self.weight
         self._count_in_parts()
@@ -171,7 +167,7 @@ class AnnealedELBO(ELBO):
         if both and self._records:
             recorded = record(guide, args, kwargs)
             self._records = recorded is not None
-        return _Evaluation(weight, both, model, guide, recorded, args, kwargs, state)
+        return Evaluation(weight, both, model, guide, recorded, args, kwargs, state)
 
     def _count_in_parts(self) -> None:
         """Parts' schedules follow one count, since a part that rests counts no steps of its own."""
@@ -180,7 +176,7 @@ class AnnealedELBO(ELBO):
                 part.num_steps = self.num_steps
 
     def _evaluated(
-        self, evaluation: _Evaluation, evaluate: Callable[[_Evaluation], _Result]
+        self, evaluation: Evaluation, evaluate: Callable[[Evaluation], _Result]
     ) -> _Result:
         """Evaluate; once more with the user's own guide where that fails with the recorded one.
 
@@ -198,7 +194,7 @@ class AnnealedELBO(ELBO):
         self._records = False
         return result
 
-    def _value(self, evaluation: _Evaluation) -> Any:
+    def _value(self, evaluation: Evaluation) -> Any:
         """The stochastic part's loss, whatever the weight."""
         program, _ = evaluation.guide_for_part()
         with branch("expressive"), evaluation.subsamples():
@@ -206,11 +202,11 @@ class AnnealedELBO(ELBO):
                 evaluation.model, program, *evaluation.args, **evaluation.kwargs
             )
 
-    def _blend(self, evaluation: _Evaluation) -> Blend:
+    def _blend(self, evaluation: Evaluation) -> Blend:
         """The value with the gradient of the blend."""
         if evaluation.weight == 0:
             with branch("expressive"):
-                return alone(_loss(self.stochastic, evaluation, evaluation.guide))
+                return alone(differentiable_loss(self.stochastic, evaluation, evaluation.guide))
         with evaluation.subsamples():
             if not evaluation.both:
                 value, silent = self._silent_part(evaluation)
@@ -222,15 +218,15 @@ class AnnealedELBO(ELBO):
             _, silent = self._silent_part(evaluation)
         return blended(value, evaluation.weight, silent, stochastic)
 
-    def _stochastic_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
+    def _stochastic_part(self, evaluation: Evaluation) -> tuple[Tensor, Gradients]:
         try:
             with branch("expressive"):
-                return _part(self.stochastic, evaluation)
+                return value_and_gradients(self.stochastic, evaluation)
         except Exception:
             self._compare_twins(evaluation)
             raise
 
-    def _compare_twins(self, evaluation: _Evaluation) -> None:
+    def _compare_twins(self, evaluation: Evaluation) -> None:
         """Look whether twins of different shapes are behind an error.
 
         :raises ConfigurationError: from the twin.
@@ -242,10 +238,10 @@ class AnnealedELBO(ELBO):
         except Exception:
             return
 
-    def _silent_part(self, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
+    def _silent_part(self, evaluation: Evaluation) -> tuple[Tensor, Gradients]:
         try:
             with branch("analytic"), self._own_baselines():
-                self._silent_value, gradients = _part(self.silent, evaluation)
+                self._silent_value, gradients = value_and_gradients(self.silent, evaluation)
         except IntractableError as error:
             raise IntractableError(
                 f"the silent part of AnnealedELBO: {error} In the model it sees, a "
@@ -331,55 +327,6 @@ class AnnealedELBO(ELBO):
         warn_if_changed("weight", state["weight"], self.weight)
 
 
-class _Evaluation(NamedTuple):
-    """One run of the guide, ready for the parts.
-
-    :ivar both: whether both parts run in a step.
-    :ivar recorded: None where the guide runs anew for each part.
-    :ivar state: the random state before the guide ran.
-    """
-
-    weight: float
-    both: bool
-    model: Any
-    guide: Any
-    recorded: RecordedGuide | None
-    args: tuple
-    kwargs: dict
-    state: Any
-
-    def guide_for_part(self) -> tuple[Any, Cuts]:
-        """A guide for one part, and the leaves in which it collects that part's gradients."""
-        cuts = Cuts()
-        if self.recorded is not None:
-            return self.recorded.replica(cuts), cuts
-        return (cuts.watched(self.guide) if self.both else self.guide), cuts
-
-    def subsamples(self) -> AbstractContextManager:
-        """Inside, both parts see the same minibatches."""
-        return SharedSubsamples() if self.both else nullcontext()
-
-
-def _part(part: ELBO, evaluation: _Evaluation) -> tuple[Tensor, Gradients]:
-    """One part's loss without its graph, and the gradients that the graph led to."""
-    first = next_node_number()
-    guide, cuts = evaluation.guide_for_part()
-    loss = _loss(part, evaluation, guide)
-    return loss.detach(), gradients_of(loss, cuts, first)
-
-
-def _loss(part: ELBO, evaluation: _Evaluation, guide: Any) -> Tensor:
-    """One part's loss as a tensor with its graph."""
-    model, args, kwargs = evaluation.model, evaluation.args, evaluation.kwargs
-    loss: Any
-    if isinstance(part, TraceGraph_ELBO):  # it has this in place of differentiable_loss
-        elbo, surrogate = part._loss_and_surrogate_loss(model, guide, args, kwargs)
-        loss = surrogate + (-elbo - surrogate).detach()
-    else:
-        loss = part.differentiable_loss(model, guide, *args, **kwargs)
-    return loss if isinstance(loss, Tensor) else torch.tensor(float(loss))
-
-
 def _check_part(argument: str, part: Any, example: str) -> None:
     takes = isinstance(part, TraceGraph_ELBO) or hasattr(part, "differentiable_loss")
     if isinstance(part, ELBO) and takes and not isinstance(part, AnnealedELBO):
@@ -389,40 +336,6 @@ def _check_part(argument: str, part: Any, example: str) -> None:
     raise ConfigurationError(
         f"{argument}: got {got}{why}, expected a loss with one differentiable value; write for "
         f"example {argument}={example}."
-    )
-
-
-def _as_schedule(schedule: Any) -> WeightSchedule:
-    """The schedule, once its numbers are known to be weights as far as they can be told."""
-    if isinstance(schedule, Real) and not isinstance(schedule, bool):
-        _checked_weight(schedule, schedule)
-        return Constant(float(schedule))
-    if not callable(schedule) or isinstance(schedule, type):
-        raise ConfigurationError(
-            f"schedule: got {schedule!r}, expected a callable from the step to the silent part's weight, "
-            "such as Linear(1.0, 0.0, num_steps=1000), or a number in [0, 1]."
-        )
-    if isinstance(schedule, Schedule):
-        for bound in ("start", "stop", "w"):
-            _checked_weight(getattr(schedule, bound, 0.0), schedule)
-    _checked_weight(schedule(0), schedule, 0)
-    return schedule
-
-
-def _checked_weight(weight: Any, schedule: Any, step: int | None = None) -> float:
-    """A weight as a float.
-
-    :raises ConfigurationError: unless it is a number in [0, 1].
-    """
-    if isinstance(weight, Tensor) and weight.numel() == 1:
-        weight = weight.item()
-    if isinstance(weight, Real) and not isinstance(weight, bool):
-        clipped = min(max(0.0, float(weight)), 1.0)
-        if abs(clipped - float(weight)) <= _ROUNDING:
-            return clipped
-    where = "" if step is None else f" at step {step}"
-    raise ConfigurationError(
-        f"schedule: got the weight {weight!r} from {schedule!r}{where}, expected a number in [0, 1]."
     )
 
 

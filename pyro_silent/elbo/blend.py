@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_silent.elbo.cuts import Cuts
 from pyro_silent.elbo.leaves import graph_of, without_hooks
-from pyro_silent.elbo.recorded_guide import Cuts
 
 
 class Gradients(NamedTuple):
