@@ -19,6 +19,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 DEFAULT_TESTS = ("tests/infer/test_valid_models.py",)
@@ -35,20 +36,26 @@ SWAPPED = {
 }
 
 
-# Our loss -> the keywords it is made with, beside those a test gives to Pyro's.
-LOSSES = {
-    "SilentELBO": lambda ours: {"intractable": "sample"},
-    "StraightThroughELBO": lambda ours: {"estimator": ours.ZGR()},
-    "GumbelRaoELBO": lambda ours: {},
-    "RelaxedELBO": lambda ours: {},
-    "LeaveOneOutELBO": lambda ours: {},
-    "DisARMELBO": lambda ours: {},
+# Our loss -> the keywords it is made with, beside those a test gives to Pyro's; from our package and
+# Pyro's own Trace_ELBO.
+LOSSES: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "SilentELBO": lambda ours, trace: {"intractable": "sample"},
+    "StraightThroughELBO": lambda ours, trace: {"estimator": ours.ZGR()},
+    "GumbelRaoELBO": lambda ours, trace: {},
+    "RelaxedELBO": lambda ours, trace: {},
+    "LeaveOneOutELBO": lambda ours, trace: {},
+    "DisARMELBO": lambda ours, trace: {},
+    "AnnealedELBO": lambda ours, trace: {
+        "silent": ours.SilentELBO(intractable="sample"),
+        "stochastic": trace(),
+        "schedule": 0.5,
+    },
 }
 
 
 def replacement(name: str, loss: str) -> type:
     """Our loss under one of Pyro's names, with Pyro's signature; it approximates without a warning."""
-    from pyro.infer import ELBO
+    from pyro.infer import ELBO, Trace_ELBO
 
     import pyro_silent
     from pyro_silent import SampledSiteWarning
@@ -62,7 +69,7 @@ def replacement(name: str, loss: str) -> type:
         kwargs.update(zip(bound, args, strict=True))
         kwargs.pop("ignore_jit_warnings", None)
         kwargs["num_particles"] = max(least, kwargs.get("num_particles", 1))
-        base.__init__(self, **LOSSES[loss](pyro_silent), **kwargs)
+        base.__init__(self, **LOSSES[loss](pyro_silent, Trace_ELBO), **kwargs)
 
     def quietly(method: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,7 +95,8 @@ def swap(names: list[str], loss: str = "SilentELBO") -> None:
     for name in names:
         if name not in SWAPPED:
             raise SystemExit(f"--swap: got {name!r}, expected some of {', '.join(SWAPPED)}, or all")
-        ours = replacement(name, loss)
+    replacements = {name: replacement(name, loss) for name in names}
+    for name, ours in replacements.items():
         setattr(pyro.infer, name, ours)
         setattr(importlib.import_module(f"pyro.infer.{SWAPPED[name]}"), name, ours)
 

@@ -25,7 +25,7 @@ P = pyro.param
 
 
 def mlp(inputs: int, outputs: int) -> nn.Module:
-    """A decoder that no closed form integrates."""
+    """A nonlinear decoder."""
     return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs))
 
 

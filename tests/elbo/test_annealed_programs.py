@@ -670,7 +670,7 @@ def test_control_flow_of_the_guide(marked):
         for part in silent:  # from here on both know the switch
             with pytest.warns(SampledSiteWarning):
                 part.loss(program.model, program.guide, "analytic", program.data)
-    for seed in range(4):
+    for seed in range(8):
         _, actual = collect(elbo, *program.run, seed=seed)
         run = program.model, program.guide
         _, stochastic = collect(Trace_ELBO(), *run, "expressive", program.data, seed=seed)
