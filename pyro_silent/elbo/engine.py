@@ -69,7 +69,7 @@ class TreatmentELBO(ELBO):
     def __init__(self, num_particles: int = 1, **kwargs: Any) -> None:
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles, **kwargs)
-        self._enumerates = False
+        self._enumerates: bool | None = None  # not known before the first run
         self.num_steps = 0
 
     @abstractmethod
@@ -119,12 +119,15 @@ class TreatmentELBO(ELBO):
         """Both traces and the guide's treatments; learns on the way whether the guide enumerates."""
         treatment = TreatmentMessenger(self.treat)
         if not self._enumerates:
-            state = random_state()
+            state = random_state() if self._enumerates is None else None
             try:
-                return *run(model, guide, treatment, None, args, kwargs), treatment.treated
+                traces = run(model, guide, treatment, None, args, kwargs)
+                self._enumerates = False
+                return *traces, treatment.treated
             except EnumeratedSite:
-                restore(state)
                 self._enumerates = True
+                if state is not None:
+                    restore(state)
                 if self.max_plate_nesting == float("inf"):
                     self._guess_max_plate_nesting(model, guide, args, kwargs)
         first_dim = -1 - int(self.max_plate_nesting)
