@@ -14,7 +14,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from annealed_vae_summary import ARMS, Cell, Races, Record, counted, curve_at, is_counted, races
+from annealed_vae_summary import (
+    ARMS,
+    Cell,
+    Races,
+    Record,
+    counted,
+    curve_at,
+    is_counted,
+    noise_at,
+    races,
+)
 
 COLORS = {
     "plain": "#888888",
@@ -67,7 +77,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
             fontsize=10,
         )
     panels[0, 0].set_ylabel("validation ELBO, nats per image")
-    panels[1, 0].set_ylabel("noise of the encoder's gradient")
+    panels[1, 0].set_ylabel("gradient noise / gradient")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS), frameon=False)
     figure.savefig(path, dpi=80)
@@ -117,17 +127,13 @@ def _curves(panel: Axes, arms: Races) -> None:
 
 
 def _noise(panel: Axes, arms: Races) -> None:
-    """The root of the trace variance over the steps; symlog, since silence is 0 at first."""
+    """Noise over the norm of the mean gradient; symlog, since silence is 0 at first."""
     positive = []
     for arm in ARMS:
-        runs = counted(arms[arm])
-        steps = sorted({point[0] for run in runs for point in run["noise"]})
-        values = [
-            math.sqrt(statistics.fmean(p[2] for run in runs for p in run["noise"] if p[0] == step))
-            for step in steps
-        ]
-        positive += [value for value in values if value > 0]
-        panel.plot(steps, values, color=COLORS[arm], marker="o", markersize=4, linewidth=1.2)
+        steps = sorted({point[0] for run in counted(arms[arm]) for point in run["noise"]})
+        ratios = [noise_at(arms[arm], step)[1] for step in steps]
+        positive += [ratio for ratio in ratios if ratio > 0]
+        panel.plot(steps, ratios, color=COLORS[arm], marker="o", markersize=4, linewidth=1.2)
     least = min(positive, default=1.0)
     panel.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(least)))
     panel.set_ylim(bottom=-0.1 * least)

@@ -26,7 +26,6 @@ from annealed_vae_tables import (
     gains_table,
     markdown,
     marked,
-    noise_steps,
     noise_table,
     search_table,
     table,
@@ -99,8 +98,8 @@ Validation ELBO, silent - control, after a share of the silent arm's training ti
 ## Gradient noise
 
 The root of the summed variance of the encoder's gradient per image on one minibatch, parameters held
-fixed, at steps {noise_steps} of training; the silent arm's is 0 while its weight is 1. Means over the
-seeds (of the variances), of runs with a code in use.
+fixed, and in brackets its ratio to the norm of the mean gradient, after {noise_shares} % of the steps. The
+silent arm's is 0 while its weight is 1. Means over the seeds, of runs with a code in use.
 
 {noise}
 
@@ -215,6 +214,7 @@ def page(
             f"With {seeds} seeds a difference of nothing passes that mark in "
             f"{100 * FALSE_ALARMS[seeds]:g} % of cases, so look at the rows together."
         )
+    noise_shares = sorted({100 * p[0] / r["steps"] for r in records for p in r["noise"]})
     said = [*claims, *readings(records)]
     return _PAGE.format(
         command=command,
@@ -228,7 +228,7 @@ def page(
         gains_equal_steps=gains_table(records, AT_EQUAL_STEPS),
         claims="\n".join(f"- {line}" for line in said),
         early_and_late=early_and_late(records),
-        noise_steps=", ".join(map(str, noise_steps(records))),
+        noise_shares=", ".join(f"{share:g}" for share in noise_shares),
         noise=noise_table(records),
         codes=codes_table(records),
         time=time_table(records),

@@ -12,16 +12,19 @@ from annealed_vae_summary import (
     Gap,
     Races,
     Record,
+    counted,
     gains,
     gap,
     gap_along,
     is_counted,
+    mean_and_error,
     over_rows,
     races,
     row_names,
 )
 
 EARLY = 0.1
+NOTABLE_FALL = 5.0  # nats; the best of a noisy curve is always a little above its end
 # the decoder that hardly collapses: where the gain is expected to be small
 SMALL_GAIN_DECODER = "tanh"
 FACTORS = {
@@ -64,7 +67,8 @@ def readings(records: Sequence[Record]) -> list[str]:
 
     :raises SystemExit: if a fixed statement does not hold for the runs.
     """
-    return headlines(records) + _by_factor(races(records))
+    cells = races(records)
+    return headlines(records) + [*filter(None, [_fall(cells)]), *_by_factor(cells)]
 
 
 def checked(cells: Cells, statements: Iterable[Statement]) -> list[str]:
@@ -168,6 +172,24 @@ def _early_and_late(cells: Cells) -> str:
         f"On validation images silent - control is {early} nats after {100 * EARLY:g} % of the time and "
         f"{late} at the end (means over rows, standard errors between them)."
     )
+
+
+def _fall(cells: Cells) -> str:
+    """How much of its best validation ELBO the silent arm loses until the end."""
+    _, names = row_names(cells)
+    falls = []
+    for cell, arms in cells.items():
+        lost = [
+            max(v for *_, v in run["curve"]) - run["curve"][-1][2]
+            for run in counted(arms["silent"])
+        ]
+        fall = Gap(*mean_and_error(lost), len(lost))
+        if fall.verdict == "ahead" and fall.mean > NOTABLE_FALL:
+            falls.append(f"{fall.mean:.1f} ± {fall.error:.1f} ({names[cell]})")
+    if not falls:
+        return ""
+    listed = "; ".join(falls)
+    return f"Silent runs end below their best validation ELBO by {listed}."
 
 
 def _collapses(cells: Cells) -> str:

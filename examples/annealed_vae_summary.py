@@ -210,6 +210,22 @@ def curve_at(run: Record, seconds: float) -> float:
     return points[-1][1]
 
 
+def noise_at(runs: dict[int, Record], step: int) -> tuple[float, float]:
+    """Return the noise of the encoder's gradient at a step, and its ratio to the gradient's norm.
+
+    Roots of means over the runs that count: of the trace variance, of the squared norm of the mean.
+    NaN where nothing was measured, infinity where the mean is lost in the noise.
+    """
+    points = [point for run in counted(runs) for point in run["noise"] if point[0] == step]
+    if not points:
+        return math.nan, math.nan
+    variance = statistics.fmean(point[2] for point in points)
+    square = statistics.fmean(point[3] for point in points)
+    if variance == 0:
+        return 0.0, 0.0
+    return math.sqrt(variance), math.sqrt(variance / square) if square else math.inf
+
+
 def gap_along(arms: Races, ahead: str, behind: str, share: float) -> Gap:
     """Compare the validation ELBO of two arms after a share of the first one's training time."""
     found = []

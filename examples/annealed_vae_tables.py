@@ -17,6 +17,7 @@ from annealed_vae_summary import (
     gains,
     gap_along,
     is_collapsed,
+    noise_at,
     races,
     row_names,
     summarize,
@@ -82,21 +83,15 @@ def early_and_late(records: Sequence[Record]) -> str:
     return markdown(["row", *(f"{100 * share:g} %" for share in SHARES_OF_TIME)], rows)
 
 
-def noise_steps(records: Sequence[Record]) -> list[int]:
-    """Return the steps shown: the first, the second and the last at which noise was measured."""
-    steps = sorted({point[0] for record in records for point in record["noise"]})
-    return sorted({*steps[:2], *steps[-1:]})
-
-
 def noise_table(records: Sequence[Record]) -> str:
-    """Return the Markdown table of the root of the trace variance, a figure per step shown."""
-    steps = noise_steps(records)
+    """Return the Markdown table of the noise, in brackets its ratio to the gradient's norm."""
 
-    def at(runs: dict[int, Record], step: int) -> str:
-        found = [p[2] for run in counted(runs) for p in run["noise"] if p[0] == step]
-        return f"{math.sqrt(statistics.fmean(found)):.3g}" if found else "–"
+    def shown(runs: dict[int, Record]) -> str:
+        steps = sorted({point[0] for run in counted(runs) for point in run["noise"]})
+        looks = (noise_at(runs, step) for step in steps)
+        return ", ".join(f"{noise:.3g} ({ratio:.2g})" for noise, ratio in looks) or "–"
 
-    return _by_arm(records, lambda runs: " / ".join(at(runs, step) for step in steps))
+    return _by_arm(records, shown)
 
 
 def codes_table(records: Sequence[Record]) -> str:

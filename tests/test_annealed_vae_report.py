@@ -24,6 +24,7 @@ from annealed_vae_summary import (
     gap,
     gap_along,
     is_collapsed,
+    noise_at,
     over_rows,
     races,
     row_names,
@@ -144,6 +145,16 @@ def test_the_error_over_rows_is_between_rows():
     assert over_rows(gaps) == Gap(2.0, pytest.approx(1.0), 2)
 
 
+def test_noise_is_the_root_of_the_mean_variance():
+    arms = arms_of(
+        [run("silent", s, 1.0, noise=[[0, 1.0, v, 4.0]]) for s, v in enumerate((7.0, 25.0))]
+    )
+    assert noise_at(arms["silent"], 0) == (4.0, 2.0)
+    lost = run("silent", 0, 1.0, noise=[[0, 1.0, 9.0, 0.0], [5, 0.0, 0.0, 0.0]])
+    assert noise_at({0: lost}, 0) == (3.0, math.inf) and noise_at({0: lost}, 5) == (0.0, 0.0)
+    assert math.isnan(noise_at({0: lost}, 9)[0])
+
+
 def test_rows_say_what_is_unusual():
     records = [
         run("plain", 0, 1.0),
@@ -169,8 +180,9 @@ def test_tables():
     assert gains_table(records, AT_EQUAL_STEPS).splitlines()[2] == (
         "| 32 Gaussian, reparam | **+24.0 ± 3.0** | **+20.0 ± 1.2** | +4.0 ± 2.1 | 17 % |"
     )
-    cells = noise_table(records).splitlines()[2].split(" | ")
-    assert cells[1:3] == ["– / – / –", "3 / 2 / 1"]
+    quiet = [{**r, "noise": [[0, 1.0, 0.0, 0.0], [50, 0.5, 4.0, 0.0]]} for r in records[-4:-3]]
+    cells = noise_table([*records[:-4], *quiet, *records[-3:]]).splitlines()[2].split(" | ")
+    assert cells[1:3] == ["–", "3 (3), 2 (2), 1 (1)"]
 
 
 def test_a_search_shows_the_best_and_what_collapsed():
@@ -208,6 +220,15 @@ def test_sentences_follow_the_numbers():
     lost = [*FULL[1:], collapsed("plain", 0)]
     assert "1 of plain, 0 of KL warm-up, 0 of control, 0 of silent" in "\n".join(headlines(lost))
     assert headlines(FULL[:1]) == ["No run collapsed or diverged."]  # no pairs, no figures
+
+
+def test_a_fall_from_the_best_is_said():
+    fallen = [
+        {**r, "curve": [[0, 0.0, 0.0], [50, 2.0, 40.0 + r["seed"]], [100, 4.0, 20.0]]} for r in FULL
+    ]
+    (line,) = [line for line in readings(fallen) if "below their best" in line]
+    assert line.endswith("by 21.0 ± 0.6 (32 Gaussian, reparam).")
+    assert not [line for line in readings(FULL) if "below their best" in line]
 
 
 def test_a_statement_that_the_runs_do_not_bear_fails():
