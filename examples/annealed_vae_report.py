@@ -98,8 +98,8 @@ Validation ELBO, silent - control, after a share of the silent arm's training ti
 ## Gradient noise
 
 The root of the summed variance of the encoder's gradient per image on one minibatch, parameters held
-fixed, and in brackets its ratio to the norm of the mean gradient, after {noise_shares} % of the steps. The
-silent arm's is 0 while its weight is 1. Means over the seeds, of runs with a code in use.
+fixed, and in brackets its ratio to the norm of the mean gradient, after {noise_shares} % of the steps.
+The silent arm's is 0 while its weight is 1. Means over the seeds, of runs with a code in use.
 
 {noise}
 
