@@ -36,6 +36,8 @@ import torch
 
 from annealed_vae_arms import (
     ARMS,
+    BLENDED,
+    FURTHER_SCHEDULES,
     RATES,
     SCHEDULES_TRIED,
     SETTINGS,
@@ -146,12 +148,13 @@ def candidates(arm: str) -> list[Settings]:
 
 
 def search_jobs(names: Iterable[str], load: Callable[[str], Images]) -> list[list[Job]]:
-    """One run for each candidate, judged on validation images."""
+    """One run for each candidate and each further schedule, judged on validation images."""
+    further = [Settings(RATES[1], *tried) for tried in FURTHER_SCHEDULES]
     return [
         [job(row, arm, SEARCH_SEED, tried, load(row.data), "validation")]
         for row in (SEARCHED[name] for name in names)
         for arm in ARMS
-        for tried in candidates(arm)
+        for tried in candidates(arm) + (further if arm in BLENDED else [])
     ]
 
 

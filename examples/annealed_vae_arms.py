@@ -147,3 +147,7 @@ SCHEDULES_TRIED = (
     ("step", 0.5),
     ("step", 0.75),
 )
+
+# Tried for control and silent and not to be chosen: the first has no counterpart in KL warm-up, the
+# second never lets the deep decoder's loss reach the encoder.
+FURTHER_SCHEDULES = (("adaptive", 0.25), ("step", 1.0))

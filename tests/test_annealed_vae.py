@@ -277,6 +277,7 @@ def test_the_search_gives_every_arm_its_best_candidate(better, rate):
             elbo = better * (tried.learning_rate == 2e-3) + 3.0 * (tried.schedule == "cosine")
             records.append({"arm": arm, "elbo": elbo, **tried._asdict()})
         records.append({**records[-1], "elbo": None})
+        records.append({**records[0], "schedule": "adaptive", "elbo": 99.0})  # no candidate
     assert annealed_vae.best_settings(records, "silent") == Settings(rate, "cosine", 0.5)
 
 
