@@ -116,7 +116,8 @@ milliseconds of a training step.
 
 Validation ELBO of one run each, other seed and images than the tests'. The weight of the linear decoder
 falls from 1 to 0 within a share of the steps (the columns); for KL warm-up the KL weight rises. **Bold**:
-the best of the row's arm. In the tests: {chosen}.
+the best of the row's arm; where it is the longest length tried, a longer one might do better still. In
+the tests: {chosen}.
 
 {search}
 
