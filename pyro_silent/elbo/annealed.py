@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -210,13 +210,26 @@ class AnnealedELBO(ELBO):
         with evaluation.subsamples():
             if not evaluation.both:
                 value, silent = self._silent_part(evaluation)
-                return blended(value, 1.0, silent, NO_GRADIENTS)
+                blend = blended(value, 1.0, silent, NO_GRADIENTS)
+                return blend._replace(silent_value=value)
             # first, since it draws what it draws in `loss`
             value, stochastic = self._stochastic_part(evaluation)
             if not torch.is_grad_enabled():
                 return alone(value)
-            _, silent = self._silent_part(evaluation)
-        return blended(value, evaluation.weight, silent, stochastic)
+            silent_value, silent = self._silent_part(evaluation)
+        blend = blended(value, evaluation.weight, silent, stochastic)
+        return blend._replace(silent_value=silent_value)
+
+    def _blends(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Iterator[Blend]:
+        """All blends of a step; notes the silent loss on the way."""
+        silent_values = []
+        for evaluation in self._get_traces(model, guide, args, kwargs):
+            blend = self._evaluated(evaluation, self._blend)
+            if blend.silent_value is not None:
+                silent_values.append(blend.silent_value)
+            yield blend
+        if silent_values:
+            self._silent_value = torch.stack(silent_values).sum() / self.num_particles
 
     def _stochastic_part(self, evaluation: Evaluation) -> tuple[Tensor, Gradients]:
         try:
@@ -241,7 +254,7 @@ class AnnealedELBO(ELBO):
     def _silent_part(self, evaluation: Evaluation) -> tuple[Tensor, Gradients]:
         try:
             with branch("analytic"), self._own_baselines():
-                self._silent_value, gradients = value_and_gradients(self.silent, evaluation)
+                return value_and_gradients(self.silent, evaluation)
         except IntractableError as error:
             raise IntractableError(
                 f"the silent part of AnnealedELBO: {error} In the model it sees, a "
@@ -252,7 +265,6 @@ class AnnealedELBO(ELBO):
                 latents=error.latents,
                 location=error.location,
             ) from error
-        return self._silent_value, gradients
 
     def _own_baselines(self) -> AbstractContextManager:
         both = isinstance(self.silent, TraceGraph_ELBO)
@@ -286,8 +298,7 @@ class AnnealedELBO(ELBO):
         """The loss as a tensor whose gradient is the blend."""
         total: Any = 0.0
         with watched_twins():
-            for evaluation in self._get_traces(model, guide, args, kwargs):
-                blend = self._evaluated(evaluation, self._blend)
+            for blend in self._blends(model, guide, args, kwargs):
                 total = total + blend.tensor() / self.num_particles
         warn_if_nan(total, "loss")
         return total
@@ -296,8 +307,7 @@ class AnnealedELBO(ELBO):
         """The loss as a float; gradients are added to the parameters'. One more step of schedules."""
         total = 0.0
         with watched_twins() as twins:
-            for evaluation in self._get_traces(model, guide, args, kwargs):
-                blend = self._evaluated(evaluation, self._blend)
+            for blend in self._blends(model, guide, args, kwargs):
                 blend.backward(1 / self.num_particles, self.retain_graph)
                 total += torch_item(blend.value) / self.num_particles
         stop_resting_branches(twins)

@@ -50,11 +50,13 @@ class Blend(NamedTuple):
     """A loss and its gradient, as they are handed out.
 
     :ivar tensors: what has a gradient; from there autograd goes on.
+    :ivar silent_value: the silent loss, where it was computed.
     """
 
     value: Tensor
     tensors: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
+    silent_value: Tensor | None = None
 
     def tensor(self) -> Tensor:
         """The value, with a backward pass that hands out the gradients."""

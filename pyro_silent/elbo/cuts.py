@@ -37,8 +37,8 @@ class Cuts:
             return guide
         return _Watch(self)(guide)
 
-    def keep(self, fn: Any) -> None:
-        """Let the parameters that a distribution of the guide comes from stand for themselves."""
+    def keep(self, fn: Any, value: Any) -> None:
+        """Let the parameters that a site of the guide comes from stand for themselves."""
 
         def visit(tensor: Any) -> Any:
             if isinstance(tensor, RandomTensor):
@@ -48,7 +48,8 @@ class Cuts:
                 self.pairs += [(leaf, leaf) for leaf in graph_of(tensor).leaves]
             return tensor
 
-        map_parameters(visit, fn, Tensor)
+        # the value leads to parameters that a distribution does not show, of networks in its transforms
+        map_parameters(visit, (fn, value), Tensor)
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """The leaf that stands for a tensor; one without a gradient stands for itself."""
@@ -70,4 +71,4 @@ class _Watch(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], Distribution) and not site_is_subsample(msg):
-            self.cuts.keep(msg["fn"])
+            self.cuts.keep(msg["fn"], msg["value"])

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_LEAF = "torch::autograd::AccumulateGrad"
+
 
 class Graph(NamedTuple):
     """What a backward pass from a tensor goes through.
@@ -33,9 +35,8 @@ def graph_of(tensor: Tensor, first: int = 0) -> Graph:
     stack: list[Any] = [tensor.grad_fn]
     while stack:
         node = stack.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            leaves.append(leaf)
+        if node.name() == _LEAF:
+            leaves.append(node.variable)
             continue
         is_shared |= node._sequence_nr() < first
         for following, _ in node.next_functions:
