@@ -76,21 +76,21 @@ def made(pair: str, schedule: Any = 0.4, **keywords: Any) -> tuple[Program, Anne
 @over_pairs
 def test_svi_trains_through_the_whole_schedule(pair):
     """Blend, then the stochastic part alone; ``evaluate_loss`` changes nothing."""
-    program, elbo = made(pair, Linear(1.0, 0.0, num_steps=20))
-    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.03}), loss=elbo)
+    program, elbo = made(pair, Linear(1.0, 0.0, num_steps=10))
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.05}), loss=elbo)
 
     def mean_loss() -> float:
-        return sum(svi.evaluate_loss(*program.run[2:]) for _ in range(20)) / 20
+        return sum(svi.evaluate_loss(*program.run[2:]) for _ in range(8)) / 8
 
     before = mean_loss()
     weights = []
-    for _ in range(40):
+    for _ in range(20):
         weights.append(elbo.weight)
         assert isinstance(svi.step(*program.run[2:]), float)
-    assert weights == [Linear(1.0, 0.0, num_steps=20)(step) for step in range(40)]
+    assert weights == [Linear(1.0, 0.0, num_steps=10)(step) for step in range(20)]
     kept = {name: leaf.detach().clone() for name, leaf in leaves().items()}
     assert mean_loss() < before - 1.0
-    assert elbo.num_steps == 40
+    assert elbo.num_steps == 20
     assert all(torch.equal(kept[name], leaf) for name, leaf in leaves().items())
 
 
@@ -126,19 +126,19 @@ def test_elbo_module_with_torch_optimizers(make, rate):
     """The module owns the parameters, counts its steps, and goes down."""
     with pyro.settings.context(module_local_params=True):
         model, guide, x = Model(), Guide(), torch.randn(ROWS, DATA)
-        elbo = AnnealedELBO(SilentELBO(), Trace_ELBO(), Cosine(1.0, 0.0, num_steps=20))
+        elbo = AnnealedELBO(SilentELBO(), Trace_ELBO(), Cosine(1.0, 0.0, num_steps=15))
         module = elbo(model, guide)
         assert len(list(module.parameters())) == 9
         optimizer = make(module.parameters(), lr=rate)
         losses = []
-        for _ in range(60):
+        for _ in range(40):
             optimizer.zero_grad()
             loss = module(x)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         assert sum(losses[-10:]) < sum(losses[:10]) - 10.0
-        assert elbo.num_steps == 60
+        assert elbo.num_steps == 40
     assert not pyro.get_param_store().keys()
 
 
@@ -430,13 +430,12 @@ UNBIASED = {
     "graph": ("bernoulli", SilentELBO, many(TraceGraph_ELBO, 150)),
     "leave_one_out": ("one_hot", SilentELBO, many(LeaveOneOutELBO)),
     "disarm": ("bernoulli", SilentELBO, many(DisARMELBO)),
-    "categorical": ("categorical", SilentELBO, many(LeaveOneOutELBO)),
 }
 
 
 @pytest.mark.parametrize("name", UNBIASED)
 def test_the_mean_gradient_is_the_blend_of_the_exact_ones(name):
-    """Over 40 runs: see ``chance`` for the failure rate, 5e-7 for each of some 300 numbers."""
+    """Over 40 runs: see ``chance`` for the failure rate, 5e-7 for each of some 250 numbers."""
     family, silent, stochastic = UNBIASED[name]
     program, weight = flat(family), 0.6
     elbo = AnnealedELBO(silent(), stochastic(), weight)

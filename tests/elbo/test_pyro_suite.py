@@ -115,6 +115,15 @@ def test_another_loss_of_ours(tmp_path):
     assert "2 passed" in result.stdout
 
 
+def test_a_blend_keeps_pyros_own_loss_as_its_part():
+    """Made before the swap, or it would contain itself."""
+    elbo = pyro_suite.replacement("Trace_ELBO", "AnnealedELBO")(3, max_plate_nesting=2)
+    assert isinstance(elbo, pyro_silent.AnnealedELBO)
+    assert type(elbo.stochastic) is pyro.infer.Trace_ELBO
+    assert elbo.silent.intractable == "sample"
+    assert (elbo.num_particles, elbo.max_plate_nesting, elbo.weight) == (3, 2, 0.5)
+
+
 def test_an_unknown_loss_is_refused():
     with pytest.raises(SystemExit, match="got 'Trace', expected some of Trace_ELBO, "):
         pyro_suite.swap(["Trace"])
@@ -149,6 +158,13 @@ OWN = [
     ("LeaveOneOutELBO", "test_gradient.py", PATHWISE, GRADIENTS),
     ("DisARMELBO", "test_valid_models.py", "Trace_ELBO", MODELS),
     ("DisARMELBO", "test_gradient.py", PATHWISE, GRADIENTS),
+    (
+        "AnnealedELBO",
+        "test_valid_models.py",
+        "Trace_ELBO",
+        "not test_enum_discrete_misuse_warning",
+    ),
+    ("AnnealedELBO", "test_gradient.py", PATHWISE, GRADIENTS),
 ]
 
 
