@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from annealed_vae_statements import headlines, readings
+from annealed_vae_readings import headlines, readings
 from annealed_vae_summary import (
     ARMS,
     AT_EQUAL_STEPS,
@@ -182,6 +182,7 @@ def _arms_agree(records: Sequence[Record]) -> bool:
 def readme_table(content: dict[str, Any]) -> str:
     """Return the README's table and what the runs say, from the content of ``annealed_vae.json``."""
     records = [run for run in content["runs"] if run["split"] == "test"]
+    search = [run for run in content["runs"] if run["split"] == "validation"]
     cells = races(records)
     usual, names = row_names(cells)
     rows = []
@@ -192,7 +193,7 @@ def readme_table(content: dict[str, Any]) -> str:
         total, silence = marked(parts.total, num_seeds), marked(parts.silence, num_seeds)
         rows.append([names[cell], *elbos, total, silence])
     header = [usual, *ARMS, "silent - KL warm-up", "due to silence: silent - control"]
-    said = "\n".join(f"- {line}" for line in headlines(records))
+    said = "\n".join(f"- {line}" for line in headlines(records, search))
     return f"{markdown(header, rows)}\n\n{said}".strip()
 
 
@@ -216,7 +217,7 @@ def page(
             f"{100 * FALSE_ALARMS[seeds]:g} % of cases, so look at the rows together."
         )
     noise_shares = sorted({100 * p[0] / r["steps"] for r in records for p in r["noise"]})
-    said = [*claims, *readings(records)]
+    said = [*claims, *readings(records, search)]
     return _PAGE.format(
         command=command,
         seeds=seeds,

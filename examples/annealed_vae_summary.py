@@ -195,12 +195,6 @@ def gains(arms: Races, figure: str) -> Gains:
     return found._replace(silence=gap(arms, "silent", "control", figure))
 
 
-def over_rows(gaps: Iterable[Gap]) -> Gap:
-    """Return the mean of the gaps of several rows, its standard error between the rows."""
-    found = [one.mean for one in gaps if one.num_pairs]
-    return Gap(*mean_and_error(found), len(found))
-
-
 def curve_at(run: Record, seconds: float) -> float:
     """Return the validation ELBO after so much training time, on the straight line between points."""
     points = [(second, value) for _, second, value in run["curve"]]

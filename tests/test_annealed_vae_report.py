@@ -10,8 +10,9 @@ import torch
 import annealed_vae_picture
 import annealed_vae_report
 import annealed_vae_statements
+from annealed_vae_readings import headlines, readings
 from annealed_vae_runs import COLLAPSE_NATS, Job
-from annealed_vae_statements import Statement, checked, headlines, readings
+from annealed_vae_statements import REFERENCE, STATEMENTS, Statement, checked
 from annealed_vae_summary import (
     ARMS,
     AT_EQUAL_STEPS,
@@ -25,7 +26,6 @@ from annealed_vae_summary import (
     gap_along,
     is_collapsed,
     noise_at,
-    over_rows,
     races,
     row_names,
     summarize,
@@ -140,11 +140,6 @@ def test_curves_are_read_on_straight_lines():
     assert gap_along(arms_of([*FULL[:9]]), "silent", "control", 0.5).num_pairs == 0
 
 
-def test_the_error_over_rows_is_between_rows():
-    gaps = [Gap(1.0, 0.1, 3), Gap(3.0, 0.1, 3), Gap(math.nan, math.nan, 0)]
-    assert over_rows(gaps) == Gap(2.0, pytest.approx(1.0), 2)
-
-
 def test_noise_is_the_root_of_the_mean_variance():
     arms = arms_of(
         [run("silent", s, 1.0, noise=[[0, 1.0, v, 4.0]]) for s, v in enumerate((7.0, 25.0))]
@@ -203,23 +198,51 @@ def test_a_search_shows_the_best_and_what_collapsed():
 
 def test_sentences_follow_the_numbers():
     tanh = [{**r, "decoder": "tanh", "elbo_equal_time": 2.0 * r["elbo"]} for r in FULL]
-    said = "\n".join(readings([*FULL, *tanh]))
-    assert "silent - KL warm-up is +36.0 ± 12.0 nats in the mean of 2 rows" in said
+    long = [{**r, "steps": 400, "seed": 0} for r in FULL[::3]]
+    said = "\n".join(readings([*FULL, *tanh, *long]))
     assert (
-        "Of 2 rows silent is clearly ahead of control in 0, clearly behind in 0, and 2 show no"
+        "Of 2 rows with more than one seed silent is, at equal time, clearly ahead in 2 and clearly "
+        "behind in 0 of KL warm-up, clearly ahead in 0 and clearly behind in 0 of the control"
         in said
     )
     assert (
-        "+48.0 ± 6.0 (32 Gaussian, reparam, tanh decoder), of which silence +8.0 ± 4.2; 0 of 3"
-        in said
+        "The tanh decoder: 32 Gaussian, reparam: silent - KL warm-up +48.0 ± 6.0, silent - control "
+        "+8.0 ± 4.2, 0 of 3 plain runs collapsed." in said
     )
     assert (
-        "by decoder (digits, Gaussian, 32, reparam, 20): MLP: +4.0 ± 2.1; tanh: +8.0 ± 4.2." in said
+        "By decoder (digits, Gaussian, 32, reparam, 20, 100), silent - KL warm-up, silent - control: "
+        "MLP: +24.0 ± 3.0, +4.0 ± 2.1; tanh: +48.0 ± 6.0, +8.0 ± 4.2." in said
     )
+    assert "By number of steps (digits, MLP, Gaussian, 32, reparam, 20)" in said
+    assert "100: +24.0 ± 3.0, +4.0 ± 2.1; 400: +21.0, +1.0." in said
+    assert "median by decoder: 1.00 (MLP), 1.00 (tanh)." in said
     assert "No run collapsed or diverged." in said
     lost = [*FULL[1:], collapsed("plain", 0)]
     assert "1 of plain, 0 of KL warm-up, 0 of control, 0 of silent" in "\n".join(headlines(lost))
     assert headlines(FULL[:1]) == ["No run collapsed or diverged."]  # no pairs, no figures
+
+
+def test_a_batch_size_is_compared_at_its_own_number_of_steps():
+    large = [{**r, "batch_size": 200, "steps": 50} for r in FULL]
+    long = [{**r, "steps": 400, "elbo_equal_time": 0.0} for r in FULL]
+    (line,) = [x for x in readings([*FULL, *large, *long]) if x.startswith("By batch size")]
+    assert "20: +24.0 ± 3.0, +4.0 ± 2.1; 200: +24.0 ± 3.0, +4.0 ± 2.1." in line
+
+
+def test_training_without_a_way_back_is_compared_on_validation():
+    shared = {"elbo_equal_time": None, "split": "validation"}
+    search = [
+        run("silent", 1000, 30.0, schedule="step", length=1.0, **shared),
+        run("silent", 1000, 25.0, schedule="step", length=0.75, **shared),
+        run("silent", 1000, 28.0, schedule="linear", length=0.5, **shared),
+        run("silent", 1000, 99.0, schedule="linear", length=1.0, **shared),
+        run("silent", 1000, 99.0, schedule="linear", length=0.5, learning_rate=0.1, **shared),
+        run("control", 1000, 99.0, schedule="step", length=0.5, **shared),
+    ]
+    assert any(
+        "30.0 against 28.0 (reparam); one run each" in line for line in headlines(FULL, search)
+    )
+    assert not any("to the very end" in line for line in headlines(FULL, search[1:]))
 
 
 def test_a_fall_from_the_best_is_said():
@@ -236,6 +259,22 @@ def test_a_statement_that_the_runs_do_not_bear_fails():
     assert checked(races(FULL), statements) == ["Yes."]
     with pytest.raises(SystemExit, match="the results do not bear this statement: No."):
         checked(races(FULL), [*statements, Statement("No.", lambda _: False)])
+
+
+@pytest.mark.parametrize("silent, holds", [(100.0, True), (60.0, False)])
+def test_the_statement_on_score_functions_needs_silence_to_be_the_larger_part(silent, holds):
+    levels = {"plain": 0.0, "KL warm-up": 10.0, "control": 40.0, "silent": silent}
+    records = [
+        run(arm, seed, level + seed, **REFERENCE._asdict())
+        for arm, level in levels.items()
+        for seed in range(2)
+    ]
+    statement = STATEMENTS[0]
+    assert statement.holds(races(records)) is holds
+    assert statement.holds(races(records[::2])) is None  # one seed decides nothing
+    assert statement.holds(races(FULL)) is None  # nor do other rows
+    other = [{**r, "estimator": "REINFORCE", "elbo_equal_time": 200 - r["elbo"]} for r in records]
+    assert statement.holds(races([*records, *other])) is False
 
 
 def test_the_page_and_the_readme_check_statements(monkeypatch):
