@@ -19,12 +19,22 @@ from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.elbo.evaluation import Evaluation, differentiable_loss, value_and_gradients
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.recorded_guide import record
-from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
+from pyro_silent.elbo.stateful_module import (
+    StatefulELBOModule,
+    check_state,
+    known,
+    warn_if_changed,
+)
 from pyro_silent.elbo.weight import WeightSchedule, as_schedule, checked_weight
 from pyro_silent.errors import ConfigurationError, IntractableError
 from pyro_silent.nn import branch, forget_twins, stop_resting_branches, watched_twins
 
 _Result = TypeVar("_Result")
+
+_REMEDY = (
+    " In the model it sees, a TwinDecoder(analytic=..., expressive=...) runs its analytic branch: give "
+    "that a decoder affine in the latents, such as nn.Linear."
+)
 
 
 class AnnealedELBO(ELBO):
@@ -45,7 +55,8 @@ class AnnealedELBO(ELBO):
     The guide runs once a step: both losses hang on the distributions of that run, so its networks go
     forward and backward once. At weight 0 the silent part does not run at all. Where the guide's control
     flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part; there, a
-    parameter that it shares with a decoder follows the blend altogether.
+    parameter that it shares with a decoder follows the blend altogether. While it is recorded its latents
+    have no values yet, and no gradient: ``z.requires_grad`` is False.
 
     The value, of ``loss`` and of the others, is the stochastic part's: the -ELBO of the model that is
     trained for in the end. :meth:`silent_loss` computes the other one, and :attr:`last_silent_loss` is
@@ -256,10 +267,9 @@ class AnnealedELBO(ELBO):
             with branch("analytic"), self._own_baselines():
                 return value_and_gradients(self.silent, evaluation)
         except IntractableError as error:
+            remedy = "" if str(error).startswith("guide site") else _REMEDY
             raise IntractableError(
-                f"the silent part of AnnealedELBO: {error} In the model it sees, a "
-                "TwinDecoder(analytic=..., expressive=...) runs its analytic branch: give that a "
-                "decoder affine in the latents, such as nn.Linear.",
+                f"the silent part of AnnealedELBO: {error}{remedy}",
                 site=error.site,
                 operation=error.operation,
                 latents=error.latents,
@@ -323,18 +333,22 @@ class AnnealedELBO(ELBO):
         return {
             "num_steps": self.num_steps,
             "max_plate_nesting": self.max_plate_nesting,
-            "weight": self.weight,
+            "weight": known(lambda: self.weight),
             "silent": _state_of(self.silent),
             "stochastic": _state_of(self.stochastic),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`; a schedule that is at another weight there warns."""
-        _load(self.silent, state["silent"])
-        _load(self.stochastic, state["stochastic"])
+        check_state(state, self.state_dict(), self)
+        parts = {"silent": self.silent, "stochastic": self.stochastic}
+        for name, part in parts.items():
+            check_state(state[name], _state_of(part), part)
+        for name, part in parts.items():
+            _load(part, state[name])
         self.max_plate_nesting = state["max_plate_nesting"]
         self.num_steps = int(state["num_steps"])
-        warn_if_changed("weight", state["weight"], self.weight)
+        warn_if_changed("weight", state["weight"], known(lambda: self.weight))
 
 
 def _check_part(argument: str, part: Any, example: str) -> None:

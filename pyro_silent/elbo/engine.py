@@ -28,7 +28,7 @@ from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.run import run
 from pyro_silent.elbo.score_function import score_function, scores_of, sum_scores
-from pyro_silent.elbo.stateful_module import StatefulELBOModule, warn_if_changed
+from pyro_silent.elbo.stateful_module import StatefulELBOModule, check_state, known, warn_if_changed
 from pyro_silent.elbo.treatment import Treated, TreatmentMessenger
 from pyro_silent.errors import (
     ConfigurationError,
@@ -254,14 +254,15 @@ class TreatmentELBO(ELBO):
         return {
             "num_steps": self.num_steps,
             "max_plate_nesting": self.max_plate_nesting,
-            "temperature": self._temperature(),
+            "temperature": known(self._temperature),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`; a schedule that is at another temperature there warns."""
+        check_state(state, TreatmentELBO.state_dict(self), self)
         self.num_steps = int(state["num_steps"])
         self.max_plate_nesting = state["max_plate_nesting"]
-        warn_if_changed("temperature", state["temperature"], self._temperature())
+        warn_if_changed("temperature", state["temperature"], known(self._temperature))
 
     def _temperature(self) -> float | None:
         """That of the next step, where there is one."""

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from pyro_silent.elbo.cuts import Cuts
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.errors import LeakError, PyroSilentError, user_location
-from pyro_silent.expectation.coercion import random_parameters
+from pyro_silent.expectation.coercion import check_plain_parameters, random_parameters
 from pyro_silent.nn import no_branch
 from pyro_silent.random_tensor.draw import Draw, map_parameters, sampled_site
 from pyro_silent.random_tensor.program import (
@@ -138,11 +138,19 @@ class _Values(Draw):
 
 
 def _sample(site: dict, values: _Values) -> Any:
-    """The sample statement of a recorded site, which already bears the marks of its plates."""
+    """The sample statement of a recorded site, which already bears the marks of its plates.
+
+    :raises ValueError: as torch does, for parameters out of their range at these values.
+    """
+    fn = site["fn"]
+    if isinstance(fn, Distribution):
+        fn = values.substitute(fn)
+        if Distribution._validate_args and random_tensors(site["fn"]):
+            check_plain_parameters(fn)
     msg: Any = {
         "type": "sample",
         "name": site["name"],
-        "fn": values.substitute(site["fn"]) if isinstance(site["fn"], Distribution) else site["fn"],
+        "fn": fn,
         "is_observed": site["is_observed"],
         "args": site["args"],
         "kwargs": site["kwargs"],

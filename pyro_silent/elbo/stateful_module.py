@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from pyro.infer.elbo import ELBOModule
+
+from pyro_silent.errors import ConfigurationError
 
 
 class StatefulELBOModule(ELBOModule):
@@ -34,9 +37,30 @@ class StatefulELBOModule(ELBOModule):
         self.elbo.load_state_dict(state)
 
 
+def known(number: Callable[[], float | None]) -> float | None:
+    """A number that a schedule has for the next step; None if there is none, at the end of a table."""
+    try:
+        return number()
+    except Exception:
+        return None
+
+
+def check_state(state: Any, keys: Iterable[str], loss: Any) -> None:
+    """Look at a state before anything is loaded from it.
+
+    :raises ConfigurationError: if it is not one of such a loss.
+    """
+    expected = sorted(keys)
+    if not isinstance(state, Mapping) or sorted(state) != expected:
+        got = f"the keys {sorted(map(str, state))}" if isinstance(state, Mapping) else repr(state)
+        raise ConfigurationError(
+            f"state: got {got}, expected {expected}: what {type(loss).__name__}.state_dict() returned."
+        )
+
+
 def warn_if_changed(what: str, saved: float | None, now: float | None) -> None:
     """Say that a resumed run will not go on as it would have."""
-    if saved != now:
+    if saved is not None and now is not None and saved != now:
         warnings.warn(
             f"load_state_dict: the state was saved at {what} {saved}, and this loss is at {now} after "
             "as many steps. To resume exactly, make the loss with the schedule it was made with.",
