@@ -90,10 +90,6 @@ REGIMES: dict[str, tuple[Row, ...]] = {
     "large batch": (LEAVE_ONE_OUT._replace(batch_size=200, steps=STEPS // 2),),
     "few units": (LEAVE_ONE_OUT._replace(num_units=16),),
     "long": tuple(row._replace(steps=4 * STEPS) for row in (GAUSSIAN, GUMBEL_RAO, LEAVE_ONE_OUT)),
-    "few units": (
-        GAUSSIAN._replace(num_units=8),
-        *(row._replace(num_units=16) for row in (GUMBEL_RAO, LEAVE_ONE_OUT)),
-    ),
 }
 SEARCHED = {row.estimator: row for row in REGIMES["default"]}
 
