@@ -3,13 +3,15 @@
 A race is the arms of one cell (data, decoder, code, estimator, minibatch size, seed): same initial
 parameters and minibatches, one process, the arms taking turns of some steps each, so that a busy
 machine slows all of them alike. After the budget of steps the arms that were cheaper than the silent
-one train on until they have used its time. Time is the processor time of the training steps alone.
+one train on until they have used its time; one that was not keeps its steps, since to be cut short
+would leave its schedule unfinished. Time is the processor time of the training steps alone.
 
 The file is ``{"runs": [record, ...]}``. A record holds the fields of its :class:`Job` and
 
 ======================  ==========================================================================
 ``elbo``                test ELBO per image at equal steps: hard samples, the deep decoder
-``elbo_equal_time``     the same when the run had used the silent arm's time; None without a race
+``elbo_equal_time``     the same when the run had used the silent arm's time, ``elbo`` if its steps took
+                        longer than that; None without a race
 ``linear_elbo``         test ELBO of the linear decoder on samples; None for arms without one
 ``kl``                  KL(q || prior) per image on test images
 ``active_units``        units whose posterior mean varies over images by more than 0.01
@@ -18,8 +20,8 @@ The file is ``{"runs": [record, ...]}``. A record holds the fields of its :class
 ``diverged``            training stopped at a loss that is not finite; ``elbo`` is None then
 ``no_code_elbo``        test ELBO of one Gaussian for all images: pixel means, one scale
 ``train_seconds``       of the budget of steps
-``steps_equal_time``    steps done when the run had used the silent arm's time
-``seconds_equal_time``  that time
+``steps_equal_time``    steps done then
+``seconds_equal_time``  the silent arm's time
 ``curve``               ``[[step, seconds, validation ELBO], ...]``, over the extra time too
 ``noise``               ``[[step, weight, trace variance, squared norm of the mean], ...]`` of the
                         encoder's gradient per image on one minibatch, parameters held fixed;
@@ -35,7 +37,6 @@ import copy
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +103,6 @@ class Run:
         self.step, self.seconds, self.diverged = 0, 0.0, False
         self.curve: list[list[float]] = []
         self.noise: list[list[float]] = []
-        self.snapshots: deque[tuple[int, float, dict[str, Tensor]]] = deque(maxlen=TURNS // 2)
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._generator = torch.Generator().manual_seed(job.seed)
         torch.manual_seed(job.seed)
@@ -170,12 +170,9 @@ class Run:
             self.vae.kl_weight = max(1 - self.schedule(self.step), 1e-3)
 
     def look(self) -> None:
-        """Note the validation ELBO and keep the parameters."""
+        """Note the validation ELBO."""
         elbo = self.evaluate(self.images.validation[:500], num_particles=2)
         self.curve.append([self.step, round(self.seconds, 3), round(elbo, 3)])
-        if self.step > self.job.steps / 2:
-            state = {name: value.clone() for name, value in self.vae.state_dict().items()}
-            self.snapshots.append((self.step, self.seconds, state))
 
     @torch.no_grad()
     def evaluate(self, images: Tensor, num_particles: int = EVALUATION_PARTICLES) -> float:
@@ -312,15 +309,9 @@ def _equal_time(run: Run, budget: float | None, elbo: float | None) -> Record:
     record: Record = {"elbo_equal_time": None, "steps_equal_time": None}
     record.update(seconds_equal_time=None if budget is None else round(budget, 3))
     if budget is not None and not run.diverged:
-        if run.job.arm == "silent":
-            record.update(elbo_equal_time=elbo, steps_equal_time=run.step)
-        else:
-            step, _, state = next(
-                (kept for kept in run.snapshots if kept[1] >= budget), run.snapshots[-1]
-            )
-            run.vae.load_state_dict(state)
+        if run.step > run.job.steps:
             elbo = round(run.evaluate(_evaluated(run)), 3)
-            record.update(elbo_equal_time=elbo, steps_equal_time=step)
+        record.update(elbo_equal_time=elbo, steps_equal_time=run.step)
     record.update(curve=run.curve, noise=run.noise)
     return record
 
