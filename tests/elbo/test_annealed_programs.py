@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -719,6 +720,78 @@ class Continued:
     def loss_and_grads(self, *args: Any) -> float:
         torch.set_rng_state(self.state)
         return self.elbo.loss_and_grads(*args)
+
+
+def _network_chain() -> Program:
+    """A code that moves the next one through a network."""
+    network = mlp(DATA, CODE)
+
+    def model(decode: Callable, x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(torch.zeros(DATA), 1.0).to_event(1))
+        with pyro.plate("data", ROWS):
+            observe(decode(prior()) + a, x)
+
+    def guide(decode: Callable, x: Tensor) -> None:
+        pyro.module("network", network)
+        a = pyro.sample("a", dist.Normal(start("a_loc", 1, DATA)[0], 0.4).to_event(1))
+        with pyro.plate("data", ROWS):
+            pyro.sample("z", dist.Normal(network(x + a), 0.5).to_event(1))
+
+    return plain(model, guide)
+
+
+def _discrete_chain() -> Program:
+    """A class, then a code whose mean is looked up."""
+    table = nn.Embedding(3, CODE)
+
+    def model(decode: Callable, x: Tensor) -> None:
+        with pyro.plate("data", ROWS):
+            pyro.sample("k", dist.Categorical(logits=start("odds", 1, 3)[0]))
+            observe(decode(prior()), x)
+
+    def guide(decode: Callable, x: Tensor) -> None:
+        pyro.module("table", table)
+        with pyro.plate("data", ROWS):
+            k = pyro.sample("k", dist.Categorical(logits=start("logits", ROWS, 3)))
+            pyro.sample("z", dist.Normal(table(k) + start("z_loc", ROWS), 0.5).to_event(1))
+
+    return plain(model, guide)
+
+
+def _skip() -> Program:
+    """The model reads features that the guide's run has made, as skip connections do."""
+    trunk, head, kept = nn.Linear(DATA, DATA), nn.Linear(DATA, CODE), {}
+
+    def model(decode: Callable, x: Tensor) -> None:
+        with pyro.plate("data", ROWS):
+            observe(decode(prior()) + kept["features"], x)
+
+    def guide(decode: Callable, x: Tensor) -> None:
+        pyro.module("trunk", trunk)
+        pyro.module("head", head)
+        kept["features"] = trunk(x).tanh()
+        with pyro.plate("data", ROWS):
+            pyro.sample("z", dist.Normal(head(kept["features"]), 0.5).to_event(1))
+
+    return plain(model, guide)
+
+
+@pytest.mark.parametrize("stochastic", [Trace_ELBO, TraceGraph_ELBO, LeaveOneOutELBO])
+@pytest.mark.parametrize("make", [_network_chain, _discrete_chain, _skip])
+def test_chains_beyond_closed_forms(make, stochastic):
+    """Both parts draw, so the oracle's silent run goes on from the random state of the other."""
+    program, silent = make(), SilentELBO(intractable="sample", estimator=None)
+    run = program.model, program.guide
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SampledSiteWarning)
+        silent.loss(*run, "analytic", program.data)
+        elbo = AnnealedELBO(SilentELBO(intractable="sample", estimator=None), stochastic(), WEIGHT)
+        loss, actual = collect(elbo, *program.run, seed=3)
+    expected, second = collect(stochastic(), *run, "expressive", program.data, seed=3)
+    after = Continued(silent, torch.get_rng_state())
+    _, first = collect(after, *run, "analytic", program.data, seed=0)
+    assert_gradients(actual, combine(WEIGHT, first, second))
+    assert_close(loss, expected, 1e-9, "loss")
 
 
 @pytest.mark.parametrize("weight", [0.0, WEIGHT, 1.0])

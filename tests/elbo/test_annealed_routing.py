@@ -38,6 +38,7 @@ from tests.elbo.annealed_programs import (
     flat,
     is_branch,
     mlp,
+    restore_baselines,
     scaled_loss,
     separate,
     summed,
@@ -231,6 +232,22 @@ def test_the_silent_part_may_be_stochastic():
     assert_gradients(actual, blend)
     assert_close(loss, stochastic, 1e-9, "loss")
     assert abs(loss - silent.item()) > 0.1
+
+
+def test_the_control_has_running_baselines_of_its_own():
+    """Two parts with decaying averages: the stochastic one's are those it would have alone."""
+    program = flat("bernoulli", _averaged)
+    elbo = AnnealedELBO(TraceGraph_ELBO(), TraceGraph_ELBO(), 0.3)
+    name = "__baseline_avg_downstream_cost_z"
+    for seed in (1, 2):
+        collect(elbo, *program.run, seed=seed)
+    beside, kept = baselines(), set(leaves())
+    restore_baselines({})
+    for seed in (1, 2):
+        apart = program.model, program.guide, "expressive", program.data
+        collect(TraceGraph_ELBO(), *apart, seed=seed)
+    assert_close(beside[name], baselines()[name], 1e-12, "baseline")
+    assert beside[name].any() and f"silent:{name}" in kept
 
 
 # Planted faults: the oracle tells them apart
