@@ -51,16 +51,21 @@ with the same parameters and see the same minibatches:
 - **silent**: `AnnealedELBO(SilentELBO(), stochastic, schedule)`: the same, but for the linear decoder's
   gradient, which is exact.
 
+Estimators: reparam is `TraceMeanField_ELBO`, GS `RelaxedELBO`, ST-GS `StraightThroughELBO`, GR `GumbelRaoELBO`
+(of binary codes with the exact conditional expectation; MC10: with ten draws), RLOO
+`LeaveOneOutELBO` of two samples, REINFORCE `TraceGraph_ELBO` with a decaying average as baseline.
+
 So control - KL warm-up is what the second decoder and the schedule bring, and silent - control is what
 silence brings. Rows are of {usual}, where they do not say otherwise.
-Numbers are nats per image of the deep model, higher is better: mean over {seeds} seeds ± its standard
-error. A run that used no code in the end (*collapsed*) or met a loss that is not finite (*diverged*) is
-counted beside the mean and enters no mean, no difference and no figure's band.
+Numbers are nats per image of the deep model, higher is better: mean over the seeds (up to {seeds}) ± its
+standard error. A run that used no code in the end (*collapsed*) or met a loss that is not finite
+(*diverged*) is counted beside the mean and enters no mean, no difference and no figure's band.
 
 ## Test ELBO at equal time
 
-Each arm has had the training time of the silent arm; processor time of the training steps, the arms of
-a race taking turns in one process.
+Each arm has had at least the training time of the silent arm: processor time of the training steps, the
+arms of a race taking turns in one process. A cheaper arm trains on until it has used that time; one whose
+steps cost more, as the control's often do, keeps its whole number of steps, in the rivals' favour.
 
 {equal_time}
 
@@ -191,8 +196,8 @@ def readme_table(content: dict[str, Any]) -> str:
         parts = gains(arms, AT_EQUAL_TIME)
         elbos = (str(summarize(arms[arm], AT_EQUAL_TIME)._replace(error=math.nan)) for arm in ARMS)
         total, silence = marked(parts.total, num_seeds), marked(parts.silence, num_seeds)
-        rows.append([names[cell], *elbos, total, silence])
-    header = [usual, *ARMS, "silent - KL warm-up", "due to silence: silent - control"]
+        rows.append([names[cell], str(num_seeds), *elbos, total, silence])
+    header = [usual, "seeds", *ARMS, "silent - KL warm-up", "due to silence: silent - control"]
     said = "\n".join(f"- {line}" for line in headlines(records, search))
     return f"{markdown(header, rows)}\n\n{said}".strip()
 

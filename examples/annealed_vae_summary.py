@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from annealed_vae_runs import COLLAPSE_NATS
 
 ARMS = ("plain", "KL warm-up", "control", "silent")
+ESTIMATORS = ("reparam", "GS", "ST-GS", "GR", "GR-MC10", "RLOO", "REINFORCE")  # in tables
 AT_EQUAL_TIME, AT_EQUAL_STEPS = "elbo_equal_time", "elbo"
 
 STANDARD_ERRORS = 2.0  # a gap beyond so many is called clear
@@ -95,7 +96,7 @@ class Gains(NamedTuple):
 
 
 def races(records: Iterable[Record]) -> dict[Cell, Races]:
-    """Return the runs by cell, arm and seed, in the order in which the cells appear.
+    """Return the runs by cell, arm and seed, cells of the commonest setting first.
 
     :raises SystemExit: for two runs of one arm and seed, which are two settings in one row.
     """
@@ -106,13 +107,30 @@ def races(records: Iterable[Record]) -> dict[Cell, Races]:
         if record["seed"] in of_arm:
             raise SystemExit(f"{cell}: two runs of {record['arm']} with seed {record['seed']}")
         of_arm[record["seed"]] = record
-    return cells
+    return {cell: cells[cell] for cell in _in_order(cells)}
+
+
+def _in_order(cells: Iterable[Cell]) -> list[Cell]:
+    """By what is unusual about them, then by code and estimator."""
+    cells = list(cells)
+    usual = _usual(cells)
+
+    def place(cell: Cell) -> tuple:
+        unusual = [word for word, common in zip(cell.setting(), usual) if word != common]
+        known = ESTIMATORS.index(cell.estimator) if cell.estimator in ESTIMATORS else math.inf
+        return len(unusual), unusual, cell.code != "Gaussian", cell.code, -cell.num_units, known
+
+    return sorted(cells, key=place)
+
+
+def _usual(cells: Sequence[Cell]) -> list[str]:
+    return [statistics.mode(words) for words in zip(*(cell.setting() for cell in cells))]
 
 
 def row_names(cells: Iterable[Cell]) -> tuple[str, dict[Cell, str]]:
     """Return the commonest setting in words, and short names that say only what differs from it."""
     cells = list(cells)
-    usual = [statistics.mode(words) for words in zip(*(cell.setting() for cell in cells))]
+    usual = _usual(cells)
     names = {}
     for cell in cells:
         unusual = [word for word, common in zip(cell.setting(), usual) if word != common]

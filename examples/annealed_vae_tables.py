@@ -63,8 +63,8 @@ def gains_table(records: Sequence[Record], figure: str) -> str:
         share = ""
         if parts.total.verdict == "ahead":
             share = f"{100 * parts.silence.mean / parts.total.mean:.0f} %"
-        rows.append([names[cell], total, curriculum, silence, share])
-    header = ["row", "total: silent - KL warm-up", "curriculum: control - KL warm-up"]
+        rows.append([names[cell], str(num_seeds), total, curriculum, silence, share])
+    header = ["row", "seeds", "total: silent - KL warm-up", "curriculum: control - KL warm-up"]
     return markdown([*header, "silence: silent - control", "silence's share"], rows)
 
 

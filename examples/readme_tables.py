@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import annealed_vae_report
 import discrete_vae_report
 import gumbel_rao_toy
 import listops_report
@@ -23,6 +24,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "gumbel_rao_toy": gumbel_rao_toy.readme_table,
     "listops": listops_report.readme_table,
     "discrete_vae": discrete_vae_report.readme_table,
+    "annealed_vae": annealed_vae_report.readme_table,
 }
 
 
