@@ -50,17 +50,21 @@ class AnnealedELBO(ELBO):
     prior, a noise scale used by both) follows the same blend; one that a single loss reaches follows
     that loss's full gradient all the time, as the two decoders of a :class:`TwinDecoder` do. The silent
     part runs the twin's ``analytic`` branch and the stochastic part its ``expressive`` one. Without a
-    twin both losses share all parameters, and the loss is their weighted mean.
+    twin both losses share all parameters, and the gradient is that of their weighted mean.
 
     The guide runs once a step: both losses hang on the distributions of that run, so its networks go
-    forward and backward once. At weight 0 the silent part does not run at all. Where the guide's control
-    flow needs a latent's value, or it is a ``GuideMessenger``, it runs once for each part; there, a
-    parameter that it shares with a decoder follows the blend altogether. While it is recorded its latents
-    have no values yet, and no gradient: ``z.requires_grad`` is False.
+    forward and backward once. At weight 0 the silent part does not run at all. The run is recorded with
+    symbols in place of the latents' values, which a guide must not keep, and whose ``requires_grad`` is
+    False. Some guides run once for each part instead, from the first step that shows it until the end
+    (:attr:`guide_runs_once` tells): those whose control flow needs a value, that hold a
+    :class:`TwinDecoder`, that hide a latent where no distribution shows it (a conditional flow), whose
+    dependent sites meet values of another shape than recorded (vectorized particles, enumeration), and
+    ``GuideMessenger``. There a parameter that the guide shares with a decoder follows the blend
+    altogether.
 
     The value, of ``loss`` and of the others, is the stochastic part's: the -ELBO of the model that is
     trained for in the end. :meth:`silent_loss` computes the other one, and :attr:`last_silent_loss` is
-    what it was in the last step that had it.
+    what it was in the last step that had it. (A step of a silent warm-up returns the silent loss.)
 
     When it helps, measured: ``docs/annealed_vae.md``. Compare with a control, which has the same analytic
     decoder and schedule and a stochastic loss in the place of the silent one,
@@ -87,7 +91,8 @@ class AnnealedELBO(ELBO):
     Steps are counted by ``loss_and_grads`` and by training-mode calls of ``elbo(model, guide)``, and the
     temperature schedules of the parts follow the same count. Cost: one guide, two models. Derivatives
     are first ones only; gradients are found where ``differentiable_loss`` is called, its ``backward``
-    hands them out.
+    hands them out. So checkpoints in a decoder must be made with ``use_reentrant=False``, as torch
+    says, and a graph cached between the parts (``parametrize.cached``) is refused by torch.
 
     Other keywords are those of :class:`pyro.infer.ELBO`.
 
@@ -160,6 +165,11 @@ class AnnealedELBO(ELBO):
     def __call__(self, model: Any, guide: Any) -> ELBOModule:
         """The loss as a module, which counts its training steps."""
         return StatefulELBOModule(model, guide, self)
+
+    @property
+    def guide_runs_once(self) -> bool:
+        """Whether no guide has turned out yet to need a run for each part."""
+        return self._records
 
     @property
     def weight(self) -> float:

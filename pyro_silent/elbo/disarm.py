@@ -19,7 +19,6 @@ from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of, sum_scores
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
-from pyro_silent.errors import IntractableError
 from pyro_silent.estimators.disarm import disarm_weights
 from pyro_silent.estimators.estimator import logistic_like
 
@@ -104,10 +103,6 @@ class DisARMELBO(TreatmentELBO):
                     is_root = False  # the guide is random in another way, such as dropout
             value = (logits + noise > 0).to(logits.dtype)
         return AntitheticDraw(logits, noise, value, is_root)
-
-    def on_intractable(self, site: dict, error: IntractableError) -> None:
-        """An overflow is refused."""
-        raise error
 
     def _run(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Any:
         follows = not isinstance(poutine.unwrap(guide), GuideMessenger)

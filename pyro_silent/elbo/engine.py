@@ -76,9 +76,18 @@ class TreatmentELBO(ELBO):
     def treat(self, msg: dict) -> Treated | None:
         """The treatment of one guide site; None leaves a plain sample."""
 
-    @abstractmethod
     def on_intractable(self, site: dict, error: IntractableError) -> None:
-        """Raise, or return to have the site's term estimated from the shared draw."""
+        """Raise, or return to have the site's term estimated from the shared draw.
+
+        A loss of samples estimates nothing that could have been exact: an overflow is refused.
+        """
+        raise IntractableError(
+            f"site {site['name']!r}: {error}",
+            site=site["name"],
+            operation=error.operation,
+            latents=error.latents,
+            location=error.location,
+        ) from error
 
     def sampler(self, name: str, fn: Distribution) -> Tensor | None:
         """The shared draw of a latent; None for the distribution's own, scored if it must be."""

@@ -14,7 +14,7 @@ from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.score_function import Score, scores_of, sum_scores
 from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
-from pyro_silent.errors import ConfigurationError, IntractableError
+from pyro_silent.errors import ConfigurationError
 from pyro_silent.estimators.leave_one_out import leave_one_out
 
 _PARTICLES = "num_particles_vectorized"  # Pyro's name for the plate over particles
@@ -65,10 +65,6 @@ class LeaveOneOutELBO(TreatmentELBO):
             return None
         value = msg["fn"].sample()
         return Treated(value, "score function", lambda: negative_entropy(msg["fn"]))
-
-    def on_intractable(self, site: dict, error: IntractableError) -> None:
-        """An overflow is refused."""
-        raise error
 
     def _groups(
         self, model: Any, guide: Any, args: tuple, kwargs: dict

@@ -7,7 +7,7 @@ from typing import Any
 from pyro_silent.elbo.discrete import discrete_law, estimated_sample, is_soft
 from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.treatment import Treated, negative_entropy
-from pyro_silent.errors import ConfigurationError, IntractableError
+from pyro_silent.errors import ConfigurationError
 from pyro_silent.estimators import Estimator
 
 
@@ -79,13 +79,3 @@ class StraightThroughELBO(TreatmentELBO):
         value = estimated_sample(self.estimator, msg["name"], law, self.num_steps)
         method = "relaxed" if is_soft(self.estimator) else "straight-through"
         return Treated(value, method, lambda: negative_entropy(msg["fn"]))
-
-    def on_intractable(self, site: dict, error: IntractableError) -> None:
-        """Nothing is estimated here that could have been exact: an overflow is refused."""
-        raise IntractableError(
-            f"site {site['name']!r}: {error}",
-            site=site["name"],
-            operation=error.operation,
-            latents=error.latents,
-            location=error.location,
-        ) from error
