@@ -51,8 +51,8 @@ with the same parameters and see the same minibatches:
 - **silent**: `AnnealedELBO(SilentELBO(), stochastic, schedule)`: the same, but for the linear decoder's
   gradient, which is exact.
 
-Estimators: reparam is `TraceMeanField_ELBO`, GS `RelaxedELBO`, ST-GS `StraightThroughELBO`, GR `GumbelRaoELBO`
-(of binary codes with the exact conditional expectation; MC10: with ten draws), RLOO
+Estimators: reparam is `TraceMeanField_ELBO`, GS `RelaxedELBO`, ST-GS `StraightThroughELBO`, GR
+`GumbelRaoELBO` (of binary codes with the exact conditional expectation; MC10: with ten draws), RLOO
 `LeaveOneOutELBO` of two samples, REINFORCE `TraceGraph_ELBO` with a decaying average as baseline.
 
 So control - KL warm-up is what the second decoder and the schedule bring, and silent - control is what
