@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from pyro_silent.elbo.dependence import DependenceTracker
 from pyro_silent.elbo.discrete import DiscreteLaw, discrete_law
 from pyro_silent.elbo.engine import TreatmentELBO
-from pyro_silent.elbo.leave_one_out import across_runs
+from pyro_silent.elbo.leave_one_out import across_runs, sampled
 from pyro_silent.elbo.particle import Particle
 from pyro_silent.elbo.score_function import by_element, log_ratio, scores_of, sum_scores
 from pyro_silent.elbo.subsamples import SharedSubsamples
@@ -87,7 +87,7 @@ class DisARMELBO(TreatmentELBO):
 
     def _treatment(self, name: str, fn: Distribution, law: DiscreteLaw, infer: dict) -> Treated:
         if law.kind != "bernoulli" or not infer.get("silent", True):
-            return Treated(fn.sample(), "score function", lambda: negative_entropy(fn))
+            return sampled(fn)
         draw = self._draw(law.logits, self._first.get(name))
         return Treated(draw.value, "antithetic", lambda: negative_entropy(fn), draw)
 

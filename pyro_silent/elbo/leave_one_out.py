@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_silent.elbo.discrete import discrete_law
 from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int
@@ -63,8 +64,7 @@ class LeaveOneOutELBO(TreatmentELBO):
         """A sample; the entropy of a discrete site is exact all the same."""
         if discrete_law(msg["fn"]) is None:
             return None
-        value = msg["fn"].sample()
-        return Treated(value, "score function", lambda: negative_entropy(msg["fn"]))
+        return sampled(msg["fn"])
 
     def _groups(
         self, model: Any, guide: Any, args: tuple, kwargs: dict
@@ -76,6 +76,11 @@ class LeaveOneOutELBO(TreatmentELBO):
         if len(group) == 1:
             return sum_scores([_across_plate(score) for score in scores_of(group[0])])
         return sum_scores(across_runs([scores_of(particle) for particle in group]))
+
+
+def sampled(fn: Distribution) -> Treated:
+    """A plain sample of a discrete site, scored by its exact entropy."""
+    return Treated(fn.sample(), "score function", lambda: negative_entropy(fn))
 
 
 def _across_plate(score: Score) -> Score:
