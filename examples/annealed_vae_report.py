@@ -104,7 +104,8 @@ Validation ELBO, silent - control, after a share of the silent arm's training ti
 
 The root of the summed variance of the encoder's gradient per image on one minibatch, parameters held
 fixed, and in brackets its ratio to the norm of the mean gradient, after {noise_shares} % of the steps.
-The silent arm's is 0 while its weight is 1. Means over the seeds, of runs with a code in use.
+The silent arm's is 0 while its weight is 1; inf: the mean is lost in the noise. Means over the seeds, of
+runs with a code in use.
 
 {noise}
 
@@ -120,9 +121,16 @@ milliseconds of a training step.
 ## Schedules tried
 
 Validation ELBO of one run each, other seed and images than the tests'. The weight of the linear decoder
-falls from 1 to 0 within a share of the steps (the columns); for KL warm-up the KL weight rises. **Bold**:
-the best of the row's arm; where it is the longest length tried, a longer one might do better still. In
-the tests: {chosen}.
+falls from 1 to 0 within a share of the steps (the columns), for KL warm-up the KL weight rises:
+
+- *linear*, *cosine*: along that curve;
+- *step*: all at once after that share, so 100 % is never;
+- *adaptive*: along a line of that share, from when the deep decoder's loss has caught up with the linear
+  one's.
+
+**Bold**: the best of the row's arm. Rates were compared at one schedule and schedules at one rate; another
+rate than the middle one was taken only where it led clearly, and the adaptive schedule and 100 % of a step
+were tried but not to choose from. In the tests: {chosen}.
 
 {search}
 
@@ -154,8 +162,7 @@ def _budget(records: Sequence[Record]) -> str:
         return ", ".join(form(value) for value in sorted({r[key] for r in records}))
 
     lines = [
-        f"Images: {each('data')}; {each('num_train')} to train, {each('num_evaluated')} to test, "
-        "others for every choice.",
+        f"Images: {_images(records)}; others for every choice.",
         f"Steps: {each('steps')}, Adam at rate {each('learning_rate', '{:g}'.format)}. Temperatures "
         "(of GS, ST-GS, GR): "
         + each("temperature", "{:g}".format)
@@ -169,6 +176,13 @@ def _budget(records: Sequence[Record]) -> str:
         "thread.",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _images(records: Sequence[Record]) -> str:
+    found = {(r["data"], r["num_train"], r["num_evaluated"]) for r in records}
+    return "; ".join(
+        f"{data}, {train:,} to train, {test:,} to test" for data, train, test in sorted(found)
+    )
 
 
 def _seconds(record: Record) -> float:

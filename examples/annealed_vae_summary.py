@@ -107,18 +107,19 @@ def races(records: Iterable[Record]) -> dict[Cell, Races]:
         if record["seed"] in of_arm:
             raise SystemExit(f"{cell}: two runs of {record['arm']} with seed {record['seed']}")
         of_arm[record["seed"]] = record
-    return {cell: cells[cell] for cell in _in_order(cells)}
+    return {cell: cells[cell] for cell in in_order(cells)}
 
 
-def _in_order(cells: Iterable[Cell]) -> list[Cell]:
-    """By what is unusual about them, then by code and estimator."""
+def in_order(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells sorted by what is unusual about them, then by code and estimator."""
     cells = list(cells)
     usual = _usual(cells)
 
     def place(cell: Cell) -> tuple:
         unusual = [word for word, common in zip(cell.setting(), usual) if word != common]
         known = ESTIMATORS.index(cell.estimator) if cell.estimator in ESTIMATORS else math.inf
-        return len(unusual), unusual, cell.code != "Gaussian", cell.code, -cell.num_units, known
+        key = (len(unusual), unusual, cell.code != "Gaussian", cell.code, -cell.num_units, known)
+        return (*key, cell)
 
     return sorted(cells, key=place)
 

@@ -16,6 +16,7 @@ from annealed_vae_summary import (
     counted,
     gains,
     gap_along,
+    in_order,
     is_collapsed,
     noise_at,
     races,
@@ -153,7 +154,7 @@ def search_table(search: Sequence[Record]) -> str:
         return f"**{text}**" if record["elbo"] == best[line.cell, line.arm] else text
 
     order = {arm: i for i, arm in enumerate(ARMS)}
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys(line.cell for line in lines))}
+    cells = {cell: i for i, cell in enumerate(in_order({line.cell for line in lines}))}
     usual, names = row_names(cells)
     rows = [
         [
