@@ -276,7 +276,11 @@ def test_functional_call():
     assert not torch.func.functional_call(both, zeros, (z,)).any()
 
 
-@pytest.mark.parametrize("bad", [None, lambda z: z, nn.Linear, torch.ones(2), "linear"], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [None, lambda z: z, nn.Linear, torch.ones(2), "linear"],
+    ids=lambda bad: type(bad).__name__,
+)
 def test_twins_are_modules(bad):
     with pytest.raises(ConfigurationError, match="^analytic: got .*expected a torch.nn.Module"):
         TwinDecoder(bad, nn.Linear(CODE, DATA))

@@ -55,7 +55,11 @@ def test_weights_lie_between_zero_and_one(schedule):
         AnnealedELBO(SilentELBO(), Trace_ELBO(), schedule)
 
 
-@pytest.mark.parametrize("schedule", ["linear", None, [1.0, 0.5], True, Linear, object()], ids=str)
+@pytest.mark.parametrize(
+    "schedule",
+    ["linear", None, [1.0, 0.5], True, Linear, object()],
+    ids=lambda schedule: type(schedule).__name__,
+)
 def test_a_schedule_is_a_number_or_a_callable(schedule):
     with pytest.raises(ConfigurationError, match="^schedule: got .*, expected"):
         AnnealedELBO(SilentELBO(), Trace_ELBO(), schedule)
