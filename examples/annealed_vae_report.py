@@ -215,7 +215,7 @@ def readme_table(content: dict[str, Any]) -> str:
         rows.append([names[cell], str(num_seeds), *elbos, total, silence])
     header = [usual, "seeds", *ARMS, "silent - KL warm-up", "due to silence: silent - control"]
     said = "\n".join(f"- {line}" for line in headlines(records, search))
-    return f"{markdown(header, rows)}\n\n{said}".strip()
+    return f"{markdown(header, rows)}\n\nWhen to use it and when not, as far as these runs go:\n\n{said}"
 
 
 def page(
