@@ -253,10 +253,10 @@ def main() -> None:
     if args.smoke_test:
         path.unlink(missing_ok=True)
     results = Results(path)
-    if args.search is not None:
-        names = args.search or list(SEARCHED)
+    names = [] if args.search is None else args.search or list(SEARCHED)
+    if not args.report:
         run_all(search_jobs(names, load), load, results)
-    for name in [] if args.search is None else names:
+    for name in names:
         found = results.find([job for jobs in search_jobs([name], load) for job in jobs])
         for arm in ARMS:
             print(f"{name}, {arm}: {best_settings(found, arm)}")
