@@ -254,7 +254,7 @@ def main() -> None:
         path.unlink(missing_ok=True)
     results = Results(path)
     names = [] if args.search is None else args.search or list(SEARCHED)
-    if not args.report:
+    if names and not args.report:
         run_all(search_jobs(names, load), load, results)
     for name in names:
         found = results.find([job for jobs in search_jobs([name], load) for job in jobs])
