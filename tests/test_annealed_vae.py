@@ -109,12 +109,12 @@ def test_the_equal_time_value_is_that_of_the_parameters_then(monkeypatch):
 
 def test_a_run_is_the_same_alone_and_in_a_race():
     """Turns leave no trace: neither random numbers, nor Pyro's parameters, nor running means."""
-    jobs = [job(arm, estimator="REINFORCE", steps=6) for arm in ARMS]
+    jobs = [job(arm, estimator="REINFORCE", steps=4) for arm in ("plain", "control")]
     together = race(jobs, images(), noise_repeats=2)
     for one, record in zip(jobs, together, strict=True):
         (alone,) = race([one], images(), noise_repeats=3)
         assert alone["elbo"] == record["elbo"] and alone["kl"] == record["kl"]
-    assert len({record["elbo"] for record in together}) >= len(ARMS) - 1
+    assert together[0]["elbo"] != together[1]["elbo"]
 
 
 def test_arms_start_equal_and_silence_has_no_noise():
@@ -165,15 +165,15 @@ def test_the_kl_weight_scales_the_kl_gradient_alone(estimator):
     loss = ESTIMATORS[estimator](1.0)
     gradients = []
     with pyro.get_param_store().scope():
-        for _ in range(320):
+        for _ in range(250):
             vae.zero_grad()
             loss.loss_and_grads(vae.model, vae.guide, batch)
             gradients.append(parameter.grad.clone())
-    stacked = torch.stack(gradients[120:])  # the running mean has settled
+    stacked = torch.stack(gradients[110:])  # the running mean has settled
     error = stacked.std(0) / math.sqrt(len(stacked))
     z_scores = (stacked.mean(0) - exact(0.25)) / error
     assert z_scores.abs().max() < 4.5
-    assert ((stacked.mean(0) - exact(1.0)) / error).abs().max() > 7  # the wrong weight is told
+    assert ((stacked.mean(0) - exact(1.0)) / error).abs().max() > 6  # the wrong weight is told
 
 
 def test_the_kl_weight_in_the_silent_loss():
