@@ -117,6 +117,18 @@ def test_a_run_is_the_same_alone_and_in_a_race():
     assert together[0]["elbo"] != together[1]["elbo"]
 
 
+@pytest.mark.parametrize("arm", ["plain", "control"])
+def test_measuring_noise_leaves_a_run_as_it_was(arm):
+    run = Run(job(arm, estimator="REINFORCE"), images(), lambda: 0.0)
+    run.train(2)
+    store = {name: value.clone() for name, value in run._store["params"].items()}
+    assert any("baseline" in name for name in store)  # the running mean
+    random_state, weight = run._random_state.clone(), run.weight
+    run.measure_noise(2)
+    assert torch.equal(run._random_state, random_state) and run.weight == weight
+    assert all(torch.equal(run._store["params"][name], value) for name, value in store.items())
+
+
 def test_arms_start_equal_and_silence_has_no_noise():
     runs = {arm: Run(job(arm), images(), lambda: 0.0) for arm in ARMS}
     start = runs["silent"].vae.state_dict()
