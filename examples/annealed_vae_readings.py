@@ -35,30 +35,23 @@ TO_THE_END = ("step", 1.0)  # a schedule under which the deep decoder never teac
 
 
 def headlines(records: Sequence[Record], search: Sequence[Record] = ()) -> list[str]:
-    """Return the sentences for the README: those that are fixed first.
+    """Return the sentences for the README: when to use it, and what became of lost runs.
 
     :raises SystemExit: if a fixed statement does not hold for the runs.
     """
     cells = races(records)
     fixed = checked(cells, annealed_vae_statements.STATEMENTS)
-    made = [
-        _verdicts(cells),
-        *_by_factor(cells, ["steps"]),
-        _small_gain(cells),
-        _never_back(search),
-    ]
-    made += [_fall(cells), _cost(cells), _lost(cells)]
-    return fixed + [line for line in made if line]
+    return fixed + [line for line in (_never_back(search), _lost(cells)) if line]
 
 
 def readings(records: Sequence[Record], search: Sequence[Record] = ()) -> list[str]:
-    """Return the headlines, and the rows that differ in one thing alone beside each other.
+    """Return the headlines with the figures behind them.
 
     :raises SystemExit: if a fixed statement does not hold for the runs.
     """
     cells = races(records)
-    others = [factor for factor in FACTORS if factor != "steps"]
-    return headlines(records, search) + _by_factor(cells, others)
+    made = [_verdicts(cells), _small_gain(cells), _fall(cells), _cost(cells)]
+    return headlines(records, search) + [line for line in made if line] + _by_factor(cells)
 
 
 def _all_gains(cells: Cells) -> dict[Cell, Gains]:
@@ -154,11 +147,11 @@ def _lost(cells: Cells) -> str:
     return f"Runs that collapsed or diverged, in no mean and no difference: {listed}."
 
 
-def _by_factor(cells: Cells, factors: Sequence[str]) -> list[str]:
+def _by_factor(cells: Cells) -> list[str]:
     """Rows that differ in one thing alone, beside each other."""
     families: dict[tuple[str, tuple], dict[object, Gains]] = {}
     for cell, found in _all_gains(cells).items():
-        for factor in factors:
+        for factor in FACTORS:
             # the number of steps goes with the batch size
             left_out = {factor, "steps"} if factor == "batch_size" else {factor}
             rest = tuple(getattr(cell, name) for name in Cell._fields if name not in left_out)
