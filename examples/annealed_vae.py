@@ -14,7 +14,7 @@ alone with KL warm-up, guided by the same linear decoder on *samples* (control),
 The result is the test ELBO of the deep decoder with hard samples, after equal steps, and after equal
 processor time: the cheaper arms train on until they have used the time of the silent one.
 
-The default example is of three estimators and takes about eight minutes; ``--all`` is of all the
+The default example is of three estimators and takes about ten minutes; ``--all`` is of all the
 regimes in ``REGIMES``, and takes two hours. An interrupted program goes on where it stopped: finished
 runs are kept in ``annealed_vae.json``, from which ``annealed_vae.md`` and ``annealed_vae.png`` are
 made, in ``--out``.
