@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -20,8 +20,7 @@ _chosen: list[str | None] = []
 context variable, because a backward pass that computes a decoder again may do so in its own thread."""
 
 
-@contextmanager
-def branch(name: str) -> Iterator[None]:
+def branch(name: str) -> AbstractContextManager[None]:
     """Inside, every :class:`TwinDecoder` runs this branch, whatever it is fed.
 
     :param str name: ``"analytic"`` or ``"expressive"``.
@@ -29,20 +28,20 @@ def branch(name: str) -> Iterator[None]:
     """
     if name not in BRANCHES:
         raise ConfigurationError(f"name: got {name!r}, expected one of {BRANCHES}.")
-    _chosen.append(name)
-    try:
-        yield
-    finally:
-        _chosen.pop()
+    return _choice(name)
 
 
-@contextmanager
-def no_branch() -> Iterator[None]:
+def no_branch() -> AbstractContextManager[None]:
     """Inside, a :class:`TwinDecoder` refuses to run: what it returns would be used for both branches.
 
     :raises LeakError: from the twin.
     """
-    _chosen.append(None)
+    return _choice(None)
+
+
+@contextmanager
+def _choice(name: str | None) -> Iterator[None]:
+    _chosen.append(name)
     try:
         yield
     finally:

@@ -187,7 +187,9 @@ class AnnealedELBO(ELBO):
         recorded = None
         if both and self._records:
             recorded = record(guide, args, kwargs)
-            self._records = recorded is not None
+            if recorded is None:
+                self._records = False
+                restore(state)
         return Evaluation(weight, both, model, guide, recorded, args, kwargs, state)
 
     def _count_in_parts(self) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.elbo.cuts import Cuts
-from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.errors import LeakError, PyroSilentError, user_location
 from pyro_silent.expectation.coercion import check_plain_parameters, random_parameters
 from pyro_silent.nn import no_branch
@@ -48,6 +47,7 @@ class RecordedGuide:
         with poutine.block(hide_types=["sample"]), random_parameters(), no_branch(), _Symbols():
             trace = recorded.get_trace(*args, **kwargs)
         self._sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        self._dependent = {site["name"] for site in self._sites if random_tensors(site["fn"])}
         random = [t for site in self._sites for t in _random_tensors(site)]
         self._parents = {latent for node in nodes_of(*random) if (latent := _symbol_of(node))}
 
@@ -57,7 +57,8 @@ class RecordedGuide:
         def guide(*args: Any, **kwargs: Any) -> None:
             values = _Values(cuts)
             for site in self._sites:
-                value = values.sites[site["name"]] = _sample(site, values)
+                is_dependent = site["name"] in self._dependent
+                value = values.sites[site["name"]] = _sample(site, values, is_dependent)
                 if isinstance(value, RandomTensor):
                     values.check_known(value)
                 if site["name"] in self._parents and value.shape != site["value"].shape:
@@ -74,17 +75,14 @@ def record(guide: Callable, args: tuple, kwargs: dict) -> RecordedGuide | None:
     """The recorded guide; None for one that must run anew for each loss.
 
     That is a ``GuideMessenger``, which runs the model, and a guide that fails on symbols: its control
-    flow needs a value, or code that is not torch's does.
+    flow needs a value, or code that is not torch's does. What it drew before it failed is left drawn.
     """
     if isinstance(poutine.unwrap(guide), GuideMessenger):
         return None
-    state = random_state()
     try:
         return RecordedGuide(guide, args, kwargs)
-    except (
-        Exception
-    ):  # of the guide's own code too, which takes no symbols or fails again on values
-        restore(state)
+    except Exception:
+        # The guide's own code may take no symbols; an error of another kind comes again with values.
         return None
 
 
@@ -137,15 +135,16 @@ class _Values(Draw):
         return super()._run(call)
 
 
-def _sample(site: dict, values: _Values) -> Any:
+def _sample(site: dict, values: _Values, is_dependent: bool) -> Any:
     """The sample statement of a recorded site, which already bears the marks of its plates.
 
+    :param is_dependent: whether its distribution depends on latents.
     :raises ValueError: as torch does, for parameters out of their range at these values.
     """
     fn = site["fn"]
     if isinstance(fn, Distribution):
         fn = values.substitute(fn)
-        if Distribution._validate_args and random_tensors(site["fn"]):
+        if is_dependent and Distribution._validate_args:
             check_plain_parameters(fn)
     msg: Any = {
         "type": "sample",
