@@ -49,8 +49,9 @@ from annealed_vae_arms import (
 from annealed_vae_model import Images, load_images
 from annealed_vae_picture import draw
 from annealed_vae_report import page, readme_table, table
-from annealed_vae_runs import NOISE_REPEATS, Job, Record, Results, run_all
+from annealed_vae_runs import NOISE_REPEATS, Job, run_all
 from annealed_vae_summary import AT_EQUAL_TIME, STANDARD_ERRORS, Races, gap, races
+from finished_runs import Record, Results
 
 __all__ = ["readme_table"]
 

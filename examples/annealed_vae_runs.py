@@ -34,12 +34,10 @@ The file is ``{"runs": [record, ...]}``. A record holds the fields of its :class
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -50,6 +48,7 @@ from tqdm.auto import tqdm
 
 from annealed_vae_arms import SCHEDULES, CatchUp, make_loss
 from annealed_vae_model import CODES, DeepVAE, Images
+from finished_runs import Record, Results
 from pyro_silent import AnnealedELBO
 
 GAIN = 0.3  # of both decoders' last weights; chosen on validation, see the page
@@ -59,8 +58,6 @@ EVALUATION_PARTICLES = 8
 NOISE_REPEATS = 20
 ACTIVE_VARIANCE = 0.01
 COLLAPSE_NATS = 5.0
-
-Record = dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -323,28 +320,6 @@ def no_code_elbo(train: Tensor, images: Tensor) -> float:
     return torch.distributions.Normal(means, scale).log_prob(images).sum(-1).mean().item()
 
 
-class Results:
-    """Finished runs, kept in a JSON file that is rewritten after each race."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: list[Record] = json.loads(path.read_text())["runs"] if path.exists() else []
-
-    def find(self, jobs: Sequence[Job]) -> list[Record]:
-        """Return the records of those of the jobs that are finished, in the order of the jobs."""
-        finished = {Job(*(record[key] for key in Job._fields)): record for record in self.records}
-        return [finished[job] for job in jobs if job in finished]
-
-    def add(self, records: Sequence[Record]) -> None:
-        """Keep the records of a race; an interruption leaves the old file or the new one."""
-        self.records += records
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        lines = ",\n".join(json.dumps(record) for record in self.records)
-        draft.write_text(f'{{"runs": [\n{lines}\n]}}\n')
-        draft.replace(self.path)
-
-
 def run_all(
     races: Sequence[Sequence[Job]],
     images: Callable[[str], Images],
@@ -360,5 +335,5 @@ def run_all(
     with tqdm(total=total, unit="step", smoothing=0.05) as bar:
         for jobs in missing:
             bar.set_description(str(jobs[0]))
-            results.add(race(jobs, images(jobs[0].data), bar, noise_repeats=noise_repeats))
+            results.add(*race(jobs, images(jobs[0].data), bar, noise_repeats=noise_repeats))
     return [record for jobs in races for record in results.find(jobs)]

@@ -33,7 +33,8 @@ from discrete_vae_estimators import CONTENDERS, SETTINGS, Settings, candidates
 from discrete_vae_model import CODES, Digits, base_rates, load_binary_digits
 from discrete_vae_picture import draw
 from discrete_vae_report import page, readme_table, summarize, table
-from discrete_vae_runs import Job, Record, Results, run_all
+from discrete_vae_runs import Job, run_all
+from finished_runs import Record, Results
 
 __all__ = ["readme_table"]
 

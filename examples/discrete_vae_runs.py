@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -16,10 +14,9 @@ from tqdm.auto import tqdm
 from discrete_vae_bound import importance_bound
 from discrete_vae_estimators import CONTENDERS
 from discrete_vae_model import CODES, Digits, DiscreteVAE, base_rates
+from finished_runs import Record, Results
 
 MOMENTUM = 0.9
-
-Record = dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -85,28 +82,6 @@ def train(job: Job, digits: Digits, bar: tqdm) -> DiscreteVAE | None:
         decay.step()
         bar.update()
     return vae
-
-
-class Results:
-    """Finished runs, kept in a JSON file that is rewritten after each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: list[Record] = json.loads(path.read_text())["runs"] if path.exists() else []
-
-    def find(self, jobs: Sequence[Job]) -> list[Record]:
-        """Return the records of those of the jobs that are finished, in the order of the jobs."""
-        finished = {Job(*(record[key] for key in Job._fields)): record for record in self.records}
-        return [finished[job] for job in jobs if job in finished]
-
-    def add(self, record: Record) -> None:
-        """Keep a record; an interruption leaves the old file or the new one."""
-        self.records.append(record)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        lines = ",\n".join(json.dumps(record) for record in self.records)
-        draft.write_text(f'{{"runs": [\n{lines}\n]}}\n')
-        draft.replace(self.path)
 
 
 def run_all(jobs: Sequence[Job], digits: Digits, results: Results) -> list[Record]:
