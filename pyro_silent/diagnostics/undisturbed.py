@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,27 +19,32 @@ from pyro_silent.elbo.run import _PREPARED
 
 
 @contextmanager
-def undisturbed(*programs: Callable) -> Iterator[None]:
-    """Inside, programs may run; outside, nothing shows of it.
+def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Inside, programs may run and losses be differentiated; outside, nothing shows of it.
 
-    Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's param
-    store; and attributes, registered parameters and buffers of the programs' modules and of every
-    module that is called inside, so that an autoguide that was not set up is so again. Gradients
-    are recorded inside, as in a training step.
+    Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's settings
+    and its param store; the ``.grad`` of its parameters; and attributes, registered parameters with
+    their ``.grad``, and buffers of the programs' modules and of every module that is called inside,
+    so that an autoguide that was not set up is so again. Gradients are recorded inside, as in a
+    training step, and parameters begin without a ``.grad``.
 
     Not restored: what the programs write elsewhere (a global counter), values that they write into
-    parameters, and torch's lazy modules once they know their shapes.
+    parameters, the ``.grad`` of leaves that are neither parameters nor among ``tensors``, and torch's
+    lazy modules once they know their shapes.
 
     :param programs: models and guides, also wrapped by handlers of ``pyro.poutine``.
+    :param tensors: others whose ``.grad`` is restored, for example arguments of the programs.
     """
     store = pyro.get_param_store()
     modules = _Modules()
+    for tensor in (*store.get_state()["params"].values(), *tensors):
+        modules.remember_gradient(tensor)
     for program in programs:
         modules.remember(program)
         modules.remember(poutine.unwrap(program))
         modules.remember(getattr(program, "__self__", None))
     prepared = list(_PREPARED)
-    state = _random_state()
+    state, settings = _random_state(), pyro.settings.get()
     # modules that the programs hold in a closure
     hook = register_module_forward_pre_hook(lambda module, args: modules.remember(module))
     try:
@@ -50,6 +55,7 @@ def undisturbed(*programs: Callable) -> Iterator[None]:
         modules.restore()
         _PREPARED.clear()
         _PREPARED.update(prepared)
+        pyro.settings.set(**settings)
         _restore_random_state(state)
 
 
@@ -70,6 +76,7 @@ class _Modules:
     def __init__(self) -> None:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._gradients: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def remember(self, module: Any) -> None:
         """Note the state of a module and of all modules in it, unless that was done before."""
@@ -80,6 +87,15 @@ class _Modules:
             for buffer in part._buffers.values():
                 if buffer is not None and id(buffer) not in self._buffers:
                     self._buffers[id(buffer)] = buffer, buffer.detach().clone()
+            for parameter in part._parameters.values():
+                if parameter is not None:
+                    self.remember_gradient(parameter)
+
+    def remember_gradient(self, tensor: Tensor) -> None:
+        """Put the ``.grad`` of a leaf aside, unless that was done before."""
+        if tensor.is_leaf and id(tensor) not in self._gradients:
+            self._gradients[id(tensor)] = tensor, tensor.grad
+            tensor.grad = None
 
     def _note(self, container: Any) -> None:
         if id(container) in self._containers:
@@ -105,3 +121,5 @@ class _Modules:
             if not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
+        for tensor, gradient in self._gradients.values():
+            tensor.grad = gradient

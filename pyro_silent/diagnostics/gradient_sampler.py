@@ -1,0 +1,131 @@
+"""Gradients of a loss, drawn again and again at the same parameters."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import torch_item
+from pyro.optim import SGD
+from torch import Tensor
+
+from pyro_silent.diagnostics.losses import Loss, copy_of
+
+Gradient = dict[str, Tensor]
+"""By the parameter's name, with respect to its unconstrained value, as an optimizer sees it."""
+
+
+class GradientSample(NamedTuple):
+    """One evaluation of a loss.
+
+    :ivar loss: its value; of a loss that returns a tuple (ReweightedWakeSleep) the first.
+    :ivar gradient: of parameters that it reached.
+    :ivar drew: whether torch, numpy or Python drew random numbers for it.
+    """
+
+    loss: float
+    gradient: Gradient
+    drew: bool
+
+
+class GradientSampler:
+    """Evaluates a loss and its gradient as a step of ``SVI`` does, without the optimizer.
+
+    Every call begins in the state that :meth:`warm_up` left: the loss's step counter, the param store
+    and so running means of baselines. Gradients of parameters are cleared before and after.
+    """
+
+    def __init__(self, loss: Loss, model: Callable, guide: Callable, args: tuple, kwargs: dict):
+        self._loss = copy_of(loss)
+        self._num_steps = getattr(loss, "num_steps", None)
+        self._arguments = model, guide, *args
+        self._kwargs = kwargs
+        svi = SVI(model, guide, SGD({"lr": 0.0}), loss=self._loss)
+        self._loss_and_grads: Callable[..., Any] = svi.loss_and_grads
+
+    def warm_up(self, calls: int = 2, calls_of_baselines: int = 20) -> None:
+        """Let the loss find out what it finds out in its first steps, and running means settle.
+
+        :param calls: for any loss.
+        :param calls_of_baselines: more of them, if the loss writes into the param store.
+        """
+        store = pyro.get_param_store()
+        with self._evaluated():
+            pass
+        before = store.get_state()["params"]
+        for _ in range(calls - 1):
+            with self._evaluated():
+                pass
+        after = store.get_state()["params"]
+        if any(after[name] is not value for name, value in before.items()):
+            for _ in range(calls_of_baselines):
+                with self._evaluated():
+                    pass
+
+    def __call__(self) -> GradientSample:
+        """One sample."""
+        state = _random_states()
+        with _store_kept(), self._evaluated() as (loss, params):
+            gradient = {
+                name: param.grad for name, param in params.items() if param.grad is not None
+            }
+        return GradientSample(loss, gradient, not _same(state, _random_states()))
+
+    def repeat(self, calls: int) -> None:
+        """Some evaluations of which nothing is kept, to be timed."""
+        with _store_kept():
+            for _ in range(calls):
+                with self._evaluated():
+                    pass
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        """The loss, and the parameters with their gradients, which are cleared afterwards."""
+        if self._num_steps is not None:
+            self._loss.num_steps = self._num_steps
+        with poutine.trace(param_only=True) as capture:
+            try:
+                value = self._loss_and_grads(*self._arguments, **self._kwargs)
+                yield (
+                    torch_item(value[0] if isinstance(value, tuple) else value),
+                    params_of(capture),
+                )
+            finally:
+                for param in params_of(capture).values():
+                    param.grad = None
+
+
+def params_of(capture: Any) -> dict[str, Tensor]:
+    """The unconstrained parameters of a trace, by name."""
+    return {
+        name: site["value"].unconstrained()
+        for name, site in capture.trace.nodes.items()
+        if site["type"] == "param"
+    }
+
+
+@contextmanager
+def _store_kept() -> Iterator[None]:
+    """Inside, the param store may be written to; outside, it is as before."""
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        yield
+
+
+def _random_states() -> tuple[list[Tensor], Any, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda], np.random.get_state(), random.getstate()
+
+
+def _same(before: tuple, after: tuple) -> bool:
+    """Whether no generator has moved on between the two."""
+    torch_equal = len(before[0]) == len(after[0]) and all(map(torch.equal, before[0], after[0]))
+    numpy_equal = before[1][2] == after[1][2] and np.array_equal(before[1][1], after[1][1])
+    return torch_equal and numpy_equal and before[2] == after[2]
