@@ -1,6 +1,6 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
-from pyro_silent.diagnostics import Explanation, audit, explain
+from pyro_silent.diagnostics import Comparison, Explanation, audit, compare, explain
 from pyro_silent.elbo import (
     AnnealedELBO,
     DisARMELBO,
@@ -42,6 +42,7 @@ from pyro_silent.schedules import Constant, Cosine, Exponential, Linear
 
 __all__ = [
     "AnnealedELBO",
+    "Comparison",
     "ConfigurationError",
     "Constant",
     "Cosine",
@@ -70,6 +71,7 @@ __all__ = [
     "TwinDecoder",
     "ZGR",
     "audit",
+    "compare",
     "covariance",
     "expected_log_prob",
     "explain",

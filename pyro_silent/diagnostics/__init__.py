@@ -1,7 +1,9 @@
 """Looking at a loss: which of its terms are exact, and the check that they are."""
 
 from pyro_silent.diagnostics.audit import audit
+from pyro_silent.diagnostics.compare import compare
+from pyro_silent.diagnostics.comparison import Comparison
 from pyro_silent.diagnostics.explain import explain
 from pyro_silent.diagnostics.explanation import Explanation
 
-__all__ = ["Explanation", "audit", "explain"]
+__all__ = ["Comparison", "Explanation", "audit", "compare", "explain"]

@@ -82,9 +82,9 @@ class GradientMoments:
         """Of the coarsest dtype among the gradients."""
 
     @property
-    def names(self) -> list[str]:
-        """The parameters that had a gradient."""
-        return list(self._mean)
+    def on_cuda(self) -> bool:
+        """Whether some gradient lies on a CUDA device."""
+        return any(mean.is_cuda for mean in self._mean.values())
 
     def add(self, gradient: Gradient, reference: Gradient) -> None:
         """One sample of each; parameters that are missing have gradient zero."""
@@ -132,7 +132,7 @@ class GradientMoments:
         """Which parameters (columns) are in which groups (rows)."""
         names = list(self._mean)
         rows = [
-            [group == "all" or group in self._roles.get(name, ()) for name in names]
+            [group == "all" or group in self._roles.get(name, {"model"}) for name in names]
             for group in _GROUPS
         ]
         return np.concatenate([np.array(rows, dtype=np.float64).reshape(3, -1), np.eye(len(names))])

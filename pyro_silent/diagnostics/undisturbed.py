@@ -19,7 +19,9 @@ from pyro_silent.elbo.run import _PREPARED
 
 
 @contextmanager
-def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator[None]:
+def undisturbed(
+    *programs: Callable, tensors: Iterable[Tensor] = ()
+) -> Iterator[Callable[[Tensor], None]]:
     """Inside, programs may run and losses be differentiated; outside, nothing shows of it.
 
     Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's settings
@@ -34,6 +36,7 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
 
     :param programs: models and guides, also wrapped by handlers of ``pyro.poutine``.
     :param tensors: others whose ``.grad`` is restored, for example arguments of the programs.
+    :return: a function that puts aside the ``.grad`` of one more tensor, found inside.
     """
     store = pyro.get_param_store()
     modules = _Modules()
@@ -49,7 +52,7 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
     hook = register_module_forward_pre_hook(lambda module, args: modules.remember(module))
     try:
         with store.scope(store.get_state()), torch.enable_grad():
-            yield
+            yield modules.remember_gradient
     finally:
         hook.remove()
         modules.restore()

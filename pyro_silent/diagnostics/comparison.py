@@ -1,0 +1,170 @@
+"""What a comparison of losses is: rows of figures that print as a table, with one piece of advice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from pyro_silent.diagnostics.advice import advice
+from pyro_silent.diagnostics.comparison_picture import draw_comparison
+from pyro_silent.diagnostics.tables import html_table, number, text_table, write_csv
+
+_HEADER = (
+    "Loss",
+    "value",
+    "spread",
+    "noise",
+    "bias",
+    "RMSE",
+    "cosine",
+    "ms/step",
+    "peak MiB",
+    "noise² x s",
+)
+_GROUP_HEADER = ("Loss", "group", "norm", "noise", "bias", "RMSE", "cosine")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Losses side by side; ``str()`` is a table, notebooks show it as one.
+
+    :ivar rows: one dict for each loss, with the keys
+
+        - ``name``;
+        - ``loss_mean``, ``loss_std``: of its value, over samples;
+        - ``grad_norm``: of its expected gradient;
+        - ``grad_std``, ``grad_std_se``: gradient noise, the root of the variance summed over all
+          parameters, with its standard error;
+        - ``grad_bias``, ``grad_bias_se``: norm of its expected gradient minus the reference's, seen along
+          the direction that earlier samples found, with its standard error. Without bias it has mean
+          zero and may be negative, and divided by its standard error it is standard normal;
+        - ``biased``: whether ``grad_bias`` of all parameters, of the guide's or of the model's is more
+          than 3 standard errors (of 250 unbiased losses one is) and more than rounding can do;
+        - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;
+        - ``grad_cosine``: of the angle between the two;
+        - ``seconds_per_step``, ``seconds_se``: wall time of value and gradient, without an optimizer;
+        - ``peak_bytes``: memory that such a step takes on top of what was there before; None if unknown;
+        - ``efficiency``, ``efficiency_se``: noise variance x seconds: what a given precision of the
+          gradient costs in time. Smaller is better;
+        - ``num_samples``: gradients drawn; 3 of a loss that draws no random numbers;
+        - ``error``: None, or why there are no figures.
+
+        Figures that are not known are nan.
+    :ivar groups: one dict for each loss and group of parameters, with the keys ``name``, ``group``
+        ("guide", "model", or a parameter's name), and the ``grad_`` keys above.
+    :ivar reference: a dict with ``name``, ``exact`` (it draws no random numbers), ``num_samples``,
+        ``loss_mean``, ``grad_norm`` and ``grad_se``, the root of the summed variance of its mean
+        gradient; empty where there is none.
+    :ivar notes: remarks.
+    """
+
+    rows: list[dict[str, Any]]
+    groups: list[dict[str, Any]]
+    reference: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> str:
+        """One piece of advice, and never more than the figures support; rules in ``advice.py``."""
+        return advice(self.rows, self.reference)
+
+    def __repr__(self) -> str:
+        names = ", ".join(row["name"] for row in self.rows)
+        return f"Comparison({names}; reference: {self.reference.get('name')})"
+
+    def __str__(self) -> str:
+        parts = [text_table(_HEADER, map(_cells, self.rows))]
+        groups = self._groups_shown()
+        if groups:
+            parts.append(text_table(_GROUP_HEADER, map(_group_cells, groups)))
+        return "\n\n".join([*parts, "\n".join(self._prose())])
+
+    def _repr_html_(self) -> str:
+        parts = [html_table(_HEADER, map(_cells, self.rows))]
+        groups = self._groups_shown()
+        if groups:
+            parts.append(html_table(_GROUP_HEADER, map(_group_cells, groups)))
+        return "".join([*parts, *(f"<p>{_escaped(line)}</p>" for line in self._prose())])
+
+    def _groups_shown(self) -> list[dict[str, Any]]:
+        """Guide and model; the parameters one by one are in ``groups``."""
+        return [group for group in self.groups if group["group"] in ("guide", "model")]
+
+    def _prose(self) -> list[str]:
+        errors = [f"{row['name']} failed: {row['error']}" for row in self.rows if row["error"]]
+        return [_reference_line(self.reference), _LEGEND, *self.notes, *errors, self.advice]
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write all figures: one line for each loss over all parameters (group "all") and by group."""
+        overall = [{"name": row["name"], "group": "all", **row} for row in self.rows]
+        empty = dict.fromkeys(overall[0])
+        write_csv(path, [*overall, *({**empty, **group} for group in self.groups)])
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Draw bias against noise, and time against noise.
+
+        :param path: where to; the ending chooses the format.
+        :raises ImportError: where matplotlib is not installed.
+        """
+        draw_comparison(path, self.rows, self.reference)
+
+
+_LEGEND = (
+    "noise: root of the summed variance of one gradient; bias: of its mean; both ± standard error;\n"
+    "* more than 3 of them, for all parameters, the guide's or the model's; noise² x s: what precision "
+    "costs."
+)
+
+
+def _cells(row: dict[str, Any]) -> Sequence[str]:
+    if row["error"]:
+        return [row["name"], "failed", *["-"] * (len(_HEADER) - 2)]
+    peak = row["peak_bytes"]
+    return [
+        row["name"],
+        number(row["loss_mean"], 6),
+        number(row["loss_std"]),
+        *_gradient_cells(row),
+        number(1e3 * row["seconds_per_step"]),
+        number(None if peak is None else peak / 2**20),
+        number(row["efficiency"]),
+    ]
+
+
+def _group_cells(group: dict[str, Any]) -> Sequence[str]:
+    return [group["name"], group["group"], number(group["grad_norm"]), *_gradient_cells(group)]
+
+
+def _gradient_cells(row: dict[str, Any]) -> list[str]:
+    """Noise, bias, RMSE, cosine."""
+    return [
+        _with_error(row["grad_std"], row["grad_std_se"]),
+        _with_error(row["grad_bias"], row["grad_bias_se"]) + ("*" if row["biased"] else ""),
+        number(row["grad_rmse"]),
+        number(row["grad_cosine"]),
+    ]
+
+
+def _with_error(value: float, error: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return number(value) if error == 0 else f"{number(value)} ± {number(error, 2)}"
+
+
+def _reference_line(reference: dict[str, Any]) -> str:
+    if not reference:
+        return "No reference: bias, RMSE and cosine are not known."
+    name, norm = reference["name"], number(reference["grad_norm"])
+    if reference["exact"]:
+        return f"Reference: {name}, exact, gradient norm {norm}."
+    return (
+        f"Reference: {name}, {reference['num_samples']} samples, gradient norm {norm}, known to "
+        f"± {number(reference['grad_se'], 2)} (in all directions together)."
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,65 @@
+"""The picture of a comparison: bias against noise, and time against noise."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import Any
+
+from pyro_silent.figures import new_figure
+
+
+def draw_comparison(
+    path: str | PathLike[str], rows: list[dict[str, Any]], reference: dict[str, Any]
+) -> None:
+    """Draw the losses that have figures into two panels.
+
+    Noise is on a logarithmic axis with a linear piece around zero, where losses without noise are.
+    """
+    rows = [row for row in rows if not row["error"] and math.isfinite(row["grad_std"])]
+    figure = new_figure(11, 4.2)
+    bias, cost = figure.subplots(1, 2)
+    for index, row in enumerate(rows):
+        style: dict[str, Any] = {
+            "color": f"C{index % 10}",
+            "marker": "os^vDPX*<>"[index % 10],
+            "linestyle": "none",
+            "label": row["name"],
+        }
+        if math.isfinite(row["grad_bias"]):
+            bias.errorbar(
+                row["grad_std"],
+                row["grad_bias"],
+                xerr=_finite(2 * row["grad_std_se"]),
+                yerr=_finite(2 * row["grad_bias_se"]),
+                markerfacecolor=style["color"] if row["biased"] else "none",
+                **style,
+            )
+        cost.plot(row["grad_std"], 1e3 * row["seconds_per_step"], **style)
+    scale = _smallest_positive(rows)
+    for panel, ylabel in ((bias, "bias"), (cost, "milliseconds per step")):
+        panel.set_xscale("symlog", linthresh=scale, linscale=0.3)
+        panel.set_xlim(left=-0.15 * scale)
+        panel.set_xlabel("gradient noise")
+        panel.set_ylabel(ylabel)
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    bias.axhline(0.0, color="#888888", linewidth=0.8)
+    if reference:
+        bias.set_title(
+            f"against {reference['name']}, ± 2 standard errors; filled: biased", fontsize=9
+        )
+    cost.set_yscale("log")
+    cost.set_title("value and gradient, without an optimizer", fontsize=9)
+    figure.legend(
+        *cost.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else 0.0
+
+
+def _smallest_positive(rows: list[dict[str, Any]]) -> float:
+    return min((row["grad_std"] for row in rows if row["grad_std"] > 0), default=1.0)

@@ -1,0 +1,234 @@
+"""The measurement of losses: gradients are drawn, compared with a reference's, timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+from pyro.infer import RenyiELBO, ReweightedWakeSleep
+from tqdm.auto import tqdm
+
+from pyro_silent.diagnostics.comparison import Comparison
+from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
+from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
+from pyro_silent.diagnostics.gradient_sampler import GradientSampler
+from pyro_silent.diagnostics.losses import Loss
+from pyro_silent.diagnostics.reference import Reference, ReferenceSampler, candidates, is_constant
+from pyro_silent.diagnostics.running import Running
+
+_STANDARD_ERRORS = 3.0
+_SAMPLES_OF_CONSTANTS = 3
+_OTHER_OBJECTIVES = {
+    RenyiELBO: "a Rényi bound",
+    ReweightedWakeSleep: "the wake and sleep objectives",
+}
+
+
+class _Measured(NamedTuple):
+    """What was drawn of one loss."""
+
+    moments: GradientMoments
+    loss: Running
+    reference_loss: Running
+
+
+class Measurement:
+    """The measurement of losses beside a reference; whoever calls keeps the surroundings."""
+
+    def __init__(
+        self,
+        programs: tuple[Callable, Callable, tuple, dict],
+        losses: dict[str, Loss],
+        roles: dict[str, set[str]],
+        seed: int,
+    ) -> None:
+        self.programs = programs
+        self.losses = losses
+        self.roles = roles
+        self.seed = seed
+        self.samplers: dict[str, GradientSampler] = {}
+        self.errors: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.reference: Reference | None = None
+        self.reference_sampler: ReferenceSampler | None = None
+        self.measured: dict[str, _Measured] = {}
+        self.costs: dict[str, Cost] = {}
+        self.peaks: dict[str, int | None] = {}
+
+    def prepare(self, reference: Any) -> None:
+        """Run the first steps of all losses and choose the reference."""
+        for name, loss in self.losses.items():
+            with self._caught(name):
+                sampler = GradientSampler(loss, *self.programs)
+                sampler.warm_up()
+                self.samplers[name] = sampler
+        tried = []
+        for candidate in candidates(reference, self.losses, *self.programs):
+            try:
+                self.reference_sampler = candidate.sampler(*self.programs)
+                self.reference = candidate
+                return
+            except Exception as error:
+                tried.append(f"{candidate.name} cannot be the reference: {_told(error)}")
+        self.notes += tried
+
+    def draw(self, num_samples: int, progress: bool) -> None:
+        """Draw the gradients of all losses."""
+        total = num_samples * len(self.samplers)
+        with tqdm(total=total, desc="compare", disable=not progress) as bar:
+            for name in list(self.samplers):
+                pyro.set_rng_seed(self.seed)
+                start = bar.n
+                with self._caught(name):
+                    self.measured[name] = self._measure(self.samplers[name], num_samples, bar)
+                bar.update(start + num_samples - bar.n)
+
+    def _measure(self, sampler: GradientSampler, num_samples: int, bar: Any) -> _Measured:
+        drawn = self.reference_sampler
+        measured = _Measured(
+            GradientMoments(self.roles, drawn is None or drawn.constant), Running(), Running()
+        )
+        constant = False
+        for index in range(num_samples):
+            other = drawn() if drawn is not None else None
+            sample = sampler()
+            measured.loss.add(np.array([sample.loss]))
+            if other is not None:
+                measured.reference_loss.add(np.array([other.loss]))
+            measured.moments.add(sample.gradient, {} if other is None else other.gradient)
+            if index == 0:
+                constant = is_constant(sample, sampler) and (drawn is None or drawn.constant)
+            del sample, other  # gradients of the next evaluation take their place
+            bar.update()
+            if constant and index + 1 == _SAMPLES_OF_CONSTANTS:
+                break
+        return measured
+
+    def measure_costs(self, memory: bool) -> None:
+        """Time the losses in turn, and see what memory a step takes."""
+
+        def failed(name: str, error: Exception) -> None:
+            self.errors[name] = _told(error)
+
+        self.costs = time_in_turn({n: self.samplers[n] for n in self.measured}, failed)
+        for name in self.costs:
+            with self._caught(name):
+                on_cuda = self.measured[name].moments.on_cuda
+                self.peaks[name] = peak_bytes(self.samplers[name], on_cuda) if memory else None
+
+    @contextmanager
+    def _caught(self, name: str) -> Iterator[None]:
+        """Inside, an exception becomes the error of a loss."""
+        try:
+            yield
+        except Exception as error:
+            self.errors[name] = _told(error)
+
+    def comparison(self) -> Comparison:
+        """All figures."""
+        rows = [self._row(name) for name in self.losses]
+        groups = [
+            {"name": name, "group": group, **self._gradient_row(measured, group)}
+            for name, measured in self.measured.items()
+            if name not in self.errors
+            for group in measured.moments.groups[1:]
+        ]
+        return Comparison(rows, groups, self._reference_row(), tuple(self._notes()))
+
+    def _row(self, name: str) -> dict[str, Any]:
+        if name in self.errors:
+            return {"name": name, **_NO_FIGURES, "error": self.errors[name]}
+        measured, cost = self.measured[name], self.costs[name]
+        gradient = self._gradient_row(measured, "all")
+        gradient["biased"] = any(
+            self._gradient_row(measured, group)["biased"] for group in ("all", "guide", "model")
+        )
+        variance, seconds = gradient["grad_std"] ** 2, cost.seconds
+        variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
+        return {
+            "name": name,
+            "loss_mean": float(measured.loss.mean[0]),
+            "loss_std": float(measured.loss.std[0]),
+            **gradient,
+            "seconds_per_step": seconds,
+            "seconds_se": cost.seconds_se,
+            "peak_bytes": self.peaks[name],
+            "efficiency": variance * seconds,
+            "efficiency_se": math.hypot(variance_se * seconds, variance * cost.seconds_se),
+            "num_samples": measured.loss.count,
+            "error": None,
+        }
+
+    def _gradient_row(self, measured: _Measured, group: str) -> dict[str, Any]:
+        """The ``grad_`` figures of a group, and the verdict on its bias."""
+        found = measured.moments.figures(group)
+        row = {
+            "grad_norm": found.norm,
+            "grad_std": found.std,
+            "grad_std_se": found.std_se,
+            "grad_bias": found.bias,
+            "grad_bias_se": found.bias_se,
+            "grad_rmse": found.rmse,
+            "grad_cosine": found.cosine,
+        }
+        if self.reference is None:
+            row |= dict.fromkeys(
+                ("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan
+            )
+        return {**row, "biased": self._is_biased(found, measured)}
+
+    def _is_biased(self, found: GradientFigures, measured: _Measured) -> bool:
+        """Whether a bias is beyond chance and beyond rounding.
+
+        Rounding is sqrt(epsilon) of the whole gradient, or 10 epsilon of the loss where the gradient
+        vanishes.
+        """
+        epsilon = measured.moments.epsilon
+        whole = measured.moments.figures("all").reference_norm
+        rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
+        beyond = found.bias > rounding and found.bias > _STANDARD_ERRORS * found.bias_se
+        return self.reference is not None and bool(beyond)
+
+    def _reference_row(self) -> dict[str, Any]:
+        if self.reference is None or self.reference_sampler is None or not self.measured:
+            return {}
+        measured = next(iter(self.measured.values()))
+        found = measured.moments.figures("all")
+        return {
+            "name": self.reference.name,
+            "exact": self.reference_sampler.constant,
+            "num_samples": measured.reference_loss.count,
+            "loss_mean": float(measured.reference_loss.mean[0]),
+            "grad_norm": found.reference_norm,
+            "grad_se": found.reference_se,
+        }
+
+    def _notes(self) -> Iterable[str]:
+        yield from self.notes
+        for name, loss in self.losses.items():
+            for kind, objective in _OTHER_OBJECTIVES.items():
+                if isinstance(loss, kind):
+                    yield f"{name} optimises {objective}, not the ELBO: its bias is the way between them."
+
+
+_NO_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("loss_mean", "loss_std", "grad_norm", "grad_std", "grad_std_se"), math.nan),
+    **dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan),
+    "biased": False,
+    "seconds_per_step": math.nan,
+    "seconds_se": math.nan,
+    "peak_bytes": None,
+    "efficiency": math.nan,
+    "efficiency_se": math.nan,
+    "num_samples": 0,
+}
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
