@@ -22,7 +22,7 @@ def draw_comparison(
     for index, row in enumerate(rows):
         style: dict[str, Any] = {
             "color": f"C{index % 10}",
-            "marker": "os^vDPX*<>"[index % 10],
+            "marker": _MARKERS[index // 2 % len(_MARKERS)],
             "linestyle": "none",
             "label": row["name"],
         }
@@ -50,11 +50,16 @@ def draw_comparison(
             f"against {reference['name']}, ± 2 standard errors; filled: biased", fontsize=9
         )
     cost.set_yscale("log")
+    cost.yaxis.set_major_formatter("{x:g}")
+    cost.yaxis.set_minor_formatter("{x:g}")
     cost.set_title("value and gradient, without an optimizer", fontsize=9)
     figure.legend(
         *cost.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
     )
     figure.savefig(path, dpi=110)
+
+
+_MARKERS = "os^vDPX*<>"
 
 
 def _finite(error: float) -> float:

@@ -60,7 +60,9 @@ class GradientMoments:
       before it, so the mean over its standard error is standard normal (a martingale), in any number
       of dimensions; a norm of differences would be positive by noise alone. With bias it tends to the
       norm of the bias, from below: on average :math:`\langle b, u_i \rangle \le \lVert b \rVert`.
-    - *RMSE*: the root of :math:`\frac1n \sum \lVert g_i - r_i \rVert^2` less the reference's variance.
+    - *RMSE*: the root of the noise and an unbiased estimate of the squared norm of the bias,
+      :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - \bar r_{i-1} \rangle`, cut off
+      at zero.
     - *Cosine*: :math:`\langle E g, E r \rangle / \sqrt{E \lVert g \rVert^2 \, \lVert E r \rVert^2}`;
       for an unbiased estimator 1 / sqrt(1 + noise / signal).
 
@@ -118,15 +120,22 @@ class GradientMoments:
     def _note(self, products: Array, earlier: int) -> None:
         """The figures of one sample from the inner products of each group."""
         p = products.reshape(-1, _ROWS, _ROWS).transpose(1, 2, 0)
-        each = [p[_G_R, _G_R], p[_G, _R], p[_G, _G]]
+        each = [p[_G, _R], p[_G, _G]]
         self._each.add(np.stack(each, axis=1))
         if not earlier:
             return
         length = np.sqrt(p[_M_S, _M_S])
         along = np.divide(p[_G_R, _M_S], length, out=np.zeros_like(length), where=length != 0)
         share = earlier / (earlier + 1)
-        later = [share * p[_G_M, _G_M], along, p[_G, _M], share * p[_R_S, _R_S], p[_R, _S]]
-        self._later.add(np.stack(later, axis=1))
+        later = {
+            "noise": share * p[_G_M, _G_M],
+            "bias": along,
+            "square of bias": p[_G_R, _M_S],
+            "square of norm": p[_G, _M],
+            "noise of reference": share * p[_R_S, _R_S],
+            "square of reference": p[_R, _S],
+        }
+        self._later.add(np.stack(list(later.values()), axis=1))
 
     def _membership(self) -> Array:
         """Which parameters (columns) are in which groups (rows)."""
@@ -139,28 +148,34 @@ class GradientMoments:
 
     @property
     def groups(self) -> list[str]:
-        """All groups of parameters: "all", "guide", "model" and the name of each."""
+        """The groups of parameters in the order of the figures."""
         return [*_GROUPS, *self._mean]
+
+    @property
+    def populated(self) -> list[str]:
+        """Groups in which there are parameters, but for "all"."""
+        members = self._membership().any(axis=1)
+        return [group for group, some in zip(self.groups, members) if some and group != "all"]
 
     def figures(self, group: str = "all") -> GradientFigures:
         """What was found about one group."""
         index = self.groups.index(group)
-        distance, product, square = self._each.mean[index]
-        if self._later.count:
-            noise, bias, norm, reference_noise, reference_norm = self._later.mean[index]
-            noise_se, bias_se, *_ = self._later.se[index]
-        else:
-            noise = bias = norm = reference_noise = reference_norm = noise_se = bias_se = math.nan
-        std, signal = _root(noise), square * max(reference_norm, 0.0)
+        product, square = self._each.mean[index].tolist()
+        later = self._later
+        if not later.count:
+            return GradientFigures(*[math.nan] * len(GradientFigures._fields))
+        noise, bias, bias_square, norm, reference_noise, reference = later.mean[index].tolist()
+        noise_se, bias_se, *_ = later.se[index].tolist()
+        std, signal = _root(noise), square * max(reference, 0.0)
         return GradientFigures(
             norm=_root(norm),
             std=std,
             std_se=noise_se / (2 * std) if std else 0.0,
             bias=bias,
             bias_se=bias_se,
-            rmse=_root(distance - reference_noise),
+            rmse=_root(noise + max(bias_square, 0.0)),
             cosine=product / math.sqrt(signal) if signal else math.nan,
-            reference_norm=_root(reference_norm),
+            reference_norm=_root(reference),
             reference_se=_root(reference_noise / self._each.count),
         )
 

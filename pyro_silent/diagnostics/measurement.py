@@ -19,10 +19,12 @@ from pyro_silent.diagnostics.gradient_sampler import GradientSampler
 from pyro_silent.diagnostics.losses import Loss
 from pyro_silent.diagnostics.reference import Reference, ReferenceSampler, candidates, is_constant
 from pyro_silent.diagnostics.running import Running
+from pyro_silent.elbo.annealed import AnnealedELBO
 
 _STANDARD_ERRORS = 3.0
 _SAMPLES_OF_CONSTANTS = 3
 _OTHER_OBJECTIVES = {
+    AnnealedELBO: "a blend of two losses",
     RenyiELBO: "a Rényi bound",
     ReweightedWakeSleep: "the wake and sleep objectives",
 }
@@ -117,8 +119,10 @@ class Measurement:
         self.costs = time_in_turn({n: self.samplers[n] for n in self.measured}, failed)
         for name in self.costs:
             with self._caught(name):
+                # a new copy: the profiler cannot size what earlier steps left in the loss
+                sampler = GradientSampler(self.losses[name], *self.programs)
                 on_cuda = self.measured[name].moments.on_cuda
-                self.peaks[name] = peak_bytes(self.samplers[name], on_cuda) if memory else None
+                self.peaks[name] = peak_bytes(sampler, on_cuda) if memory else None
 
     @contextmanager
     def _caught(self, name: str) -> Iterator[None]:
@@ -135,7 +139,7 @@ class Measurement:
             {"name": name, "group": group, **self._gradient_row(measured, group)}
             for name, measured in self.measured.items()
             if name not in self.errors
-            for group in measured.moments.groups[1:]
+            for group in measured.moments.populated
         ]
         return Comparison(rows, groups, self._reference_row(), tuple(self._notes()))
 
@@ -212,7 +216,7 @@ class Measurement:
         for name, loss in self.losses.items():
             for kind, objective in _OTHER_OBJECTIVES.items():
                 if isinstance(loss, kind):
-                    yield f"{name} optimises {objective}, not the ELBO: its bias is the way between them."
+                    yield f"{name} follows {objective}, not the ELBO: its bias is the way between them."
 
 
 _NO_FIGURES: dict[str, Any] = {
