@@ -101,25 +101,26 @@ class GradientMoments:
                 if not self._constant:
                     self._reference_mean[name] = torch.zeros_like(value)
         means = reference if self._constant else self._reference_mean
-        products = (
-            torch.stack(
-                [
-                    _inner_products(gradient.get(name), mean, reference.get(name), means.get(name))
-                    for name, mean in self._mean.items()
-                ]
-            ).cpu()
-            if self._mean
-            else torch.zeros(0, _ROWS, _ROWS)
-        )
-        self._note(self._membership() @ products.flatten(1).numpy(), earlier)
+        by_parameter = [
+            _inner_products(gradient.get(name), mean, reference.get(name), means.get(name))
+            for name, mean in self._mean.items()
+        ]
+        self._note(self._by_group(by_parameter), earlier)
         for name, mean in self._mean.items():
             _update(mean, gradient.get(name), earlier)
             if not self._constant:
                 _update(self._reference_mean[name], reference.get(name), earlier)
 
-    def _note(self, products: Array, earlier: int) -> None:
+    def _by_group(self, by_parameter: list[Tensor]) -> Array:
+        """Inner products of each group, shape [8, 8, groups], from those of each parameter."""
+        if not by_parameter:
+            return np.zeros((_ROWS, _ROWS, len(_GROUPS)))
+        device = by_parameter[0].device  # one transfer for all
+        products = torch.stack([p.to(device) for p in by_parameter], dim=-1).cpu().numpy()
+        return np.concatenate([products @ self._membership().T, products], axis=-1)
+
+    def _note(self, p: Array, earlier: int) -> None:
         """The figures of one sample from the inner products of each group."""
-        p = products.reshape(-1, _ROWS, _ROWS).transpose(1, 2, 0)
         each = [p[_G, _R], p[_G, _G]]
         self._each.add(np.stack(each, axis=1))
         if not earlier:
@@ -138,28 +139,25 @@ class GradientMoments:
         self._later.add(np.stack(list(later.values()), axis=1))
 
     def _membership(self) -> Array:
-        """Which parameters (columns) are in which groups (rows)."""
-        names = list(self._mean)
-        rows = [
-            [group == "all" or group in self._roles.get(name, {"model"}) for name in names]
-            for group in _GROUPS
-        ]
-        return np.concatenate([np.array(rows, dtype=np.float64).reshape(3, -1), np.eye(len(names))])
+        """Which parameters (columns) are in which of the first groups (rows)."""
+        return np.array(
+            [
+                [group == "all" or group in self._roles.get(name, {"model"}) for name in self._mean]
+                for group in _GROUPS
+            ],
+            dtype=np.float64,
+        )
 
     @property
     def groups(self) -> list[str]:
-        """The groups of parameters in the order of the figures."""
-        return [*_GROUPS, *self._mean]
-
-    @property
-    def populated(self) -> list[str]:
-        """Groups in which there are parameters, but for "all"."""
-        members = self._membership().any(axis=1)
-        return [group for group, some in zip(self.groups, members) if some and group != "all"]
+        """Groups with some parameter: "all" in any case, "guide", "model", and each by name."""
+        populated = self._membership().any(axis=1).tolist()
+        first = [group for group, some in zip(_GROUPS, populated) if some or group == "all"]
+        return [*first, *self._mean]
 
     def figures(self, group: str = "all") -> GradientFigures:
         """What was found about one group."""
-        index = self.groups.index(group)
+        index = [*_GROUPS, *self._mean].index(group)
         product, square = self._each.mean[index].tolist()
         later = self._later
         if not later.count:

@@ -139,7 +139,7 @@ class Measurement:
             {"name": name, "group": group, **self._gradient_row(measured, group)}
             for name, measured in self.measured.items()
             if name not in self.errors
-            for group in measured.moments.populated
+            for group in measured.moments.groups[1:]
         ]
         return Comparison(rows, groups, self._reference_row(), tuple(self._notes()))
 

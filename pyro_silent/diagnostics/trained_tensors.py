@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,7 +27,8 @@ class TrainedTensors(Messenger):
     their place in the modules that ran in :meth:`meet`.
 
     :ivar stepping: leaves that were met since :meth:`clear_step`.
-    :ivar on_met: told of a name and a leaf when a site is met, after it has its value.
+    :ivar waiting: values for parameters of the param store that are still to be made, by name.
+    :ivar on_met: told of a name and a leaf when a site is met.
     """
 
     def __init__(self, *programs: Callable) -> None:
@@ -40,6 +42,7 @@ class TrainedTensors(Messenger):
         self._in_store: set[str] = set()
         self._slots: list[tuple[dict, str]] = []
         self.stepping: dict[int, Tensor] = {}
+        self.waiting: dict[str, Tensor] = {}
         self.on_met: Callable[[str, Tensor], None] | None = None
 
     def __enter__(self) -> TrainedTensors:
@@ -80,11 +83,19 @@ class TrainedTensors(Messenger):
             leaf.grad = None
 
     def _pyro_param(self, msg: Any) -> None:
-        first = msg["args"][1] if len(msg["args"]) > 1 else None
-        if isinstance(first, Tensor) and not first.requires_grad:
-            if first.is_leaf and msg["name"] not in pyro.get_param_store():
-                # the store trains this very tensor, unless a constraint makes another one of it
-                self._without_gradient[first] = None
+        store = pyro.get_param_store()
+        if msg["name"] in store or len(msg["args"]) < 2:
+            return
+        first = msg["args"][1]
+        if msg["name"] in self.waiting:
+            leaf = self.waiting.pop(msg["name"]).clone().requires_grad_()
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            store.set_state(
+                {"params": {msg["name"]: leaf}, "constraints": {msg["name"]: constraint}}
+            )
+        elif isinstance(first, Tensor) and not first.requires_grad and first.is_leaf:
+            # the store trains this very tensor, unless a constraint makes another one of it
+            self._without_gradient[first] = None
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
@@ -115,7 +126,7 @@ class TrainedTensors(Messenger):
 
     def _forget(self) -> None:
         self.on_met = None
-        for known in (self._leaves, self._in_store, self._slots, self.stepping):
+        for known in (self._leaves, self._in_store, self._slots, self.stepping, self.waiting):
             known.clear()
 
     def restore(self) -> None:
@@ -175,11 +186,6 @@ class TrainedTensors(Messenger):
         """Buffers, and parameters that had no site, of the modules that ran in :meth:`meet`."""
         tensors = [container.get(key) for container, key in self._slots]
         return [tensor for tensor in tensors if tensor is not None]
-
-    @property
-    def device_types(self) -> set[str]:
-        """Where the parameters are."""
-        return {leaf.device.type for leaf in self._leaves.values()}
 
 
 def _of_store(name: str, default: Any = None) -> Any:
