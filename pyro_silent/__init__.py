@@ -1,6 +1,14 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
-from pyro_silent.diagnostics import Comparison, Explanation, audit, compare, explain
+from pyro_silent.diagnostics import (
+    Comparison,
+    Explanation,
+    TrainingComparison,
+    audit,
+    compare,
+    explain,
+    train_and_compare,
+)
 from pyro_silent.elbo import (
     AnnealedELBO,
     DisARMELBO,
@@ -68,6 +76,7 @@ __all__ = [
     "StraightThrough",
     "StraightThroughELBO",
     "StraightThroughGumbelSoftmax",
+    "TrainingComparison",
     "TwinDecoder",
     "ZGR",
     "audit",
@@ -78,6 +87,7 @@ __all__ = [
     "mean",
     "random_parameters",
     "random_tensor",
+    "train_and_compare",
     "register_expected_log_prob",
     "variance",
 ]

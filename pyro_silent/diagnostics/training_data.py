@@ -152,7 +152,7 @@ def fingerprint(values: Any) -> str:
     """A text that tells nests of tensors and numbers apart."""
     digest = hashlib.sha256()
     _feed(digest, values)
-    return digest.hexdigest()
+    return str(digest.hexdigest()[:16])
 
 
 def _feed(digest: Any, value: Any) -> None:

@@ -57,10 +57,11 @@ class Yardstick(NamedTuple):
     def _batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
         batches = Batches("held_out", self.data, _SEED)
         seed_everything(_SEED, 1)
-        num_batches = 0
-        for num_batches, arguments in enumerate(batches.one_pass(), 1):
+        is_empty = True
+        for arguments in batches.one_pass():
+            is_empty = False
             yield arguments
-        if num_batches == 0:
+        if is_empty:
             raise ConfigurationError("held_out: got no batches, expected at least one.")
 
     def _value(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:

@@ -1,0 +1,327 @@
+"""``train_and_compare``: the same model trained by each of several losses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+from pyro_silent.diagnostics.checkpoint import Checkpoint, described
+from pyro_silent.diagnostics.losses import Loss, check_losses
+from pyro_silent.diagnostics.random_stream import seed_everything
+from pyro_silent.diagnostics.trained_tensors import TrainedTensors
+from pyro_silent.diagnostics.training_comparison import TrainingComparison
+from pyro_silent.diagnostics.training_data import Batches, check_data, fingerprint
+from pyro_silent.diagnostics.training_run import Plan, Record, Run, Start
+from pyro_silent.diagnostics.undisturbed import undisturbed
+from pyro_silent.diagnostics.yardstick import Yardstick, choose
+from pyro_silent.elbo.engine import check_positive_int
+from pyro_silent.errors import ConfigurationError
+
+_EVALUATIONS = 50
+
+
+def train_and_compare(
+    model: Callable,
+    guide: Callable,
+    elbos: dict[str, Loss],
+    optim: PyroOptim,
+    data: Iterable,
+    *,
+    num_steps: int = 1000,
+    seeds: Iterable[int] = (0,),
+    held_out: Iterable | None = None,
+    yardstick: Loss | None = None,
+    evaluate_every: int | None = None,
+    patience: int | None = None,
+    initialize: Callable[[], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> TrainingComparison:
+    r"""Train the same model by each loss, from the same start, and judge all by one yardstick.
+
+    Each run is that of ``pyro.infer.SVI``. For one seed all losses begin with the same parameters, bit
+    for bit, and see the same batches in the same order: initial values, data and the noise of the loss
+    have random numbers of their own, derived from the seed. Afterwards everything is as it was found,
+    also after an exception: values of parameters and buffers, gradients, param store, random states,
+    modules, Pyro's settings, the losses and the optimizer given.
+
+    :param model: a Pyro model.
+    :param guide: a guide; it may still have to make its parameters.
+    :param elbos: names to losses: of this package, Pyro's own, or functions as ``SVI`` takes them. Each
+        run has a copy, in the state given.
+    :param optim: of ``pyro.optim``, not used before; each run has a copy. A scheduler of learning rates
+        is stepped after each pass over the data, as in Pyro's documentation (``ReduceLROnPlateau``
+        with the mean loss of the pass).
+    :param data: batches, an iterable that can be iterated again and again: a ``DataLoader``, or a list,
+        for full-batch inference ``[(x, y)]``. Of a batch a tuple or list is the arguments of model and
+        guide, a dict their keyword arguments, anything else the one argument. What it draws must come
+        from the global generators of torch, numpy or Python, or from those of a ``DataLoader`` and its
+        samplers.
+    :param int num_steps: of each run.
+    :param seeds: one run for each loss and seed. A seed stands for the order of the data, the noise,
+        and values of parameters that are still to be made: those of modules start as found.
+    :param held_out: batches like ``data`` for the yardstick, one pass at each evaluation; None for the
+        training data.
+    :param yardstick: what judges, lower is better: an ELBO, whose ``loss`` is taken, or a function of
+        model, guide and the batch that returns a float. None for the exact -ELBO where :func:`explain`
+        finds that every term is exact, else the importance-sampled bound
+
+        .. math:: -\log \frac1{100} \sum_{i=1}^{100} \frac{p(x, z_i)}{q(z_i)}, \qquad z_i \sim q
+
+        by ``RenyiELBO(alpha=0, num_particles=100)``, which lies between -ELBO and -log evidence, and
+        costs 100 runs of the programs for each batch. (Where they vectorize, write
+        ``RenyiELBO(alpha=0, num_particles=100, vectorize_particles=True, max_plate_nesting=1)``.)
+        It is evaluated without gradients, with modules in evaluation mode (no dropout, batch
+        norms as learned; so it moves no statistics), on the ``expressive`` branch of a
+        :class:`TwinDecoder`, and with the same random numbers every time. Its value is the mean over
+        the batches.
+    :param int evaluate_every: steps from one evaluation to the next; None for 50 evaluations in all.
+        There is one before the first step and one after the last.
+    :param int patience: end a run after so many evaluations without a new best; None to end none.
+    :param initialize: called before the parameters of each run are made, with the seed set: to give
+        modules new initial values, for example. All losses of a seed get those of its first call.
+    :param checkpoint: a file. It keeps finished runs and, at each evaluation, the one in progress; the
+        same call goes on from there, and ends as if it had not been interrupted. Saved are parameters,
+        buffers, the states of optimizer, loss, data and random numbers; not saved is what programs keep
+        elsewhere. Data are gone through again from the start of the pass.
+    :param bool progress: whether to show a progress bar.
+    :return: a :class:`TrainingComparison`: ``str()`` is a table with a sentence of advice, ``.rows``,
+        ``.runs`` and ``.curves`` are lists of dicts, ``.to_csv(path)`` and ``.plot(path)`` write files.
+    :raises ConfigurationError: for an argument that makes no sense, a checkpoint of another comparison,
+        and data that are not the same for all losses.
+
+    A loss that raises, or is not finite, ends its run with an error in its row; the other runs go on.
+    Errors of the data, and Ctrl-C, end the comparison.
+
+    When it misleads: the final value is that of one set of hyperparameters, which are seldom the best
+    for all losses. An importance-sampled bound favours guides with heavy tails. Seconds are those of
+    this machine, and the first step's include what a loss finds out once.
+
+    Memory: the parameters as found and a copy of the start, beside those in training.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro_silent import SilentELBO, train_and_compare
+        >>> x = torch.tensor([1.2, 0.7, 1.9])
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", lambda: torch.tensor(0.0))
+        ...     pyro.sample("z", dist.Normal(loc, 0.5))
+        >>> comparison = train_and_compare(
+        ...     model,
+        ...     guide,
+        ...     {"silent": SilentELBO(), "trace": Trace_ELBO()},
+        ...     pyro.optim.Adam({"lr": 0.05}),
+        ...     data=[x],
+        ...     num_steps=60,
+        ...     seeds=(0, 1),
+        ...     progress=False,
+        ... )
+        >>> [(row["name"], row["num_seeds"]) for row in comparison.rows]
+        [('silent', 2), ('trace', 2)]
+        >>> print(comparison.yardstick)
+        exact -ELBO (SilentELBO), mean over the batches of the training data, since held_out is None;
+        lower is better
+    """
+    losses = check_losses(elbos)
+    seeds = _checked_seeds(seeds)
+    evaluate_every = _check(
+        model, guide, optim, data, held_out, num_steps, evaluate_every, patience
+    )
+    if initialize is not None and not callable(initialize):
+        raise ConfigurationError(
+            f"initialize: got {initialize!r}, expected a function without arguments, or None."
+        )
+    with undisturbed(model, guide), TrainedTensors(model, guide) as tensors:
+        measure = _look(model, guide, data, held_out, yardstick, tensors)
+        plan = Plan(
+            model,
+            guide,
+            losses,
+            optim,
+            data,
+            num_steps,
+            measure,
+            evaluate_every,
+            patience,
+            initialize,
+        )
+        records = _Comparison(plan, seeds, tensors, checkpoint, progress).run()
+    return TrainingComparison.of(records, list(losses), str(measure))
+
+
+def _look(
+    model: Callable,
+    guide: Callable,
+    data: Iterable,
+    held_out: Iterable | None,
+    yardstick: Loss | None,
+    tensors: TrainedTensors,
+) -> Yardstick:
+    """Get to know the programs' tensors, and the yardstick, which runs once here to show that it can."""
+    where = data if held_out is None else held_out
+    with undisturbed(model, guide), tensors.one_run():
+        seed_everything(0)
+        tensors.meet(model, guide, *Batches("data", data, 0).first())
+        args, kwargs = Batches("data" if held_out is None else "held_out", where, 0).first()
+        measure = Yardstick(
+            *choose(yardstick, model, guide, args, kwargs), where, on_training_data=held_out is None
+        )
+        measure(model, guide, tensors.modules)
+    return measure
+
+
+class _Comparison:
+    """All runs, those that a checkpoint has left, and the progress bar over them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        seeds: list[int],
+        tensors: TrainedTensors,
+        path: str | os.PathLike[str] | None,
+        progress: bool,
+    ) -> None:
+        self._plan, self._seeds, self._tensors = plan, seeds, tensors
+        self._progress = progress
+        self._checkpoint = Checkpoint(path, {} if path is None else self._setup())
+
+    def run(self) -> list[Record]:
+        """Train what is not finished."""
+        plan, checkpoint = self._plan, self._checkpoint
+        records = [Record(**record) for record in checkpoint.finished]
+        finished = {(record.name, record.seed) for record in records}
+        total = len(self._seeds) * len(plan.losses) * plan.num_steps
+        with tqdm(total=total, disable=not self._progress, unit="step") as bar:
+            bar.update(len(records) * plan.num_steps)
+            for seed in self._seeds:
+                start: Start | None = None
+                for name in plan.losses:
+                    if (name, seed) in finished:
+                        continue
+                    bar.set_description(f"{name}, seed {seed}")
+                    with undisturbed(plan.model, plan.guide), self._tensors.one_run():
+                        run = Run(plan, name, seed, self._tensors, start, self._saved(name, seed))
+                        start = run.start
+                        record = self._train(run, bar)
+                    checkpoint.finish(vars(record))
+                    records.append(record)
+        return records
+
+    def _saved(self, name: str, seed: int) -> dict[str, Any] | None:
+        """The state of a run that was in progress."""
+        current = self._checkpoint.current
+        if current is None or (current["record"]["name"], current["record"]["seed"]) != (
+            name,
+            seed,
+        ):
+            return None
+        return current
+
+    def _train(self, run: Run, bar: tqdm) -> Record:
+        bar.update(run.record.steps)
+
+        def evaluated(record: Record) -> None:
+            bar.set_postfix(yardstick=f"{record.curve[-1]['yardstick']:.5g}", refresh=False)
+            if record.steps and self._checkpoint.is_kept:
+                self._checkpoint.save(run.state())
+
+        record = run.train(evaluated, bar.update)
+        bar.update(self._plan.num_steps - record.steps)  # of a run that ended early
+        return record
+
+    def _setup(self) -> dict[str, Any]:
+        """What the results depend on, as far as plain values can tell."""
+        plan = self._plan
+        with undisturbed(plan.model, plan.guide), self._tensors.one_run():
+            run = Run(plan, next(iter(plan.losses)), self._seeds[0], self._tensors, None)
+            values = fingerprint((run.start.parameters, run.start.others))
+            shapes = {name: list(value.shape) for name, value in run.start.parameters.items()}
+            first_batch = run.start.batch
+        return {
+            "losses": {name: described(loss) for name, loss in plan.losses.items()},
+            "optimizer": described(plan.optim),
+            "seeds": self._seeds,
+            "num_steps": plan.num_steps,
+            "evaluate_every": plan.evaluate_every,
+            "patience": plan.patience,
+            "yardstick": str(plan.yardstick),
+            "parameters": shapes,
+            "initial values": values,
+            "first batch": first_batch,
+            "dtype": str(torch.get_default_dtype()),
+        }
+
+
+def _checked_seeds(seeds: Any) -> list[int]:
+    wanted = "expected different integers >= 0; write for example seeds=(0, 1, 2)"
+    if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
+        raise ConfigurationError(f"seeds: got {seeds!r}, {wanted}.")
+    listed = list(seeds)
+    good = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 0 for s in listed)
+    if not listed or not good or len(set(listed)) < len(listed):
+        raise ConfigurationError(f"seeds: got {listed!r}, {wanted}.")
+    return [int(seed) for seed in listed]
+
+
+def _check(
+    model: Any,
+    guide: Any,
+    optim: Any,
+    data: Any,
+    held_out: Any,
+    num_steps: Any,
+    evaluate_every: Any,
+    patience: Any,
+) -> int:
+    """Refuse arguments that make no sense; returns after how many steps to evaluate."""
+    for argument, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise ConfigurationError(f"{argument}: got {program!r}, expected a callable.")
+    _check_optim(optim)
+    check_data("data", data)
+    if held_out is not None:
+        check_data("held_out", held_out)
+    elif not hasattr(data, "__len__"):
+        raise ConfigurationError(
+            f"held_out: got None, and data, of type {type(data).__name__}, has no length and so may "
+            "never end; write held_out=[...], a list of batches."
+        )
+    check_positive_int("num_steps", num_steps)
+    if patience is not None:
+        check_positive_int("patience", patience)
+    if evaluate_every is None:
+        return -(-num_steps // _EVALUATIONS)
+    check_positive_int("evaluate_every", evaluate_every)
+    return int(evaluate_every)
+
+
+def _check_optim(optim: Any) -> None:
+    wanted = "expected one of pyro.optim that has not been used"
+    if isinstance(optim, Optimizer) or (isinstance(optim, type) and issubclass(optim, Optimizer)):
+        name = optim.__name__ if isinstance(optim, type) else type(optim).__name__
+        settings = {"lr": 0.01} if isinstance(optim, type) else {"lr": optim.defaults.get("lr")}
+        raise ConfigurationError(
+            f"optim: got {name} of torch.optim, {wanted}; write pyro.optim.{name}({settings})."
+        )
+    if not isinstance(optim, PyroOptim):
+        raise ConfigurationError(
+            f'optim: got {optim!r}, {wanted}; write pyro.optim.Adam({{"lr": 0.01}}).'
+        )
+    if optim.optim_objs:
+        raise ConfigurationError(
+            f"optim: got one that holds the state of {len(optim.optim_objs)} parameters, {wanted}; "
+            'make it anew, for example pyro.optim.Adam({"lr": 0.01}).'
+        )
