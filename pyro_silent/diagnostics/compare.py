@@ -34,12 +34,13 @@ def compare(
 ) -> Comparison:
     r"""Measure losses at the same parameters: value, gradient noise and bias, time and memory.
 
-    With :math:`g_i` the n gradients of a loss and :math:`r` the reference's,
+    With :math:`g_i` the n gradients of a loss, :math:`\bar r` a mean of the reference's gradients and
+    :math:`r_i` others of them,
 
     .. math::
         \text{noise}^2 = \frac1{n-1} \sum_{i=1}^n \lVert g_i - \bar g \rVert^2 , \qquad
         \text{bias} = \frac1{n-1} \sum_{i=2}^n \Big\langle g_i - r_i,
-            \frac{\bar g_{i-1} - \bar r_{i-1}}{\lVert \bar g_{i-1} - \bar r_{i-1} \rVert} \Big\rangle ,
+            \frac{\bar g_{i-1} - \bar r}{\lVert \bar g_{i-1} - \bar r \rVert} \Big\rangle ,
 
     summed over parameters (unconstrained, as an optimizer sees them), all together and by group: those
     of the guide, those of the model, and each by name. The bias is an estimate of
@@ -49,7 +50,7 @@ def compare(
 
     The reference is a loss that the user names; else ``SilentELBO()`` if :func:`explain` finds all its
     terms exact; else ``LeaveOneOutELBO(num_particles=10)``, unbiased for every guide, drawn anew beside
-    each sample of each loss so that its own error is part of each standard error. Twins of
+    each sample of each loss, so that its own error is part of each standard error. Twins of
     :class:`TwinDecoder` run their expressive branch in a reference that was not named.
 
     :param model: a Pyro model.
@@ -75,9 +76,8 @@ def compare(
     samples miss are not counted, and figures hold at these parameters and this minibatch only. Noise
     includes that of minibatches if plates draw them.
 
-    Cost: ``num_samples`` steps of each loss, as many of the reference if that is noisy, and some 50 for
-    the clock. Memory: two gradients beside the step's own (three with a noisy reference), whatever
-    ``num_samples``.
+    Cost: ``num_samples`` steps of each loss, as many of the reference for each if that is noisy, and
+    some 0.2 s for the clock. Memory: two gradients beside the step's own, whatever ``num_samples``.
 
     Example::
 
@@ -96,21 +96,23 @@ def compare(
         Use silent: its gradient has no noise and no bias was found...
     """
     losses = check_losses(elbos)
-    kwargs = _check_arguments(args, kwargs, num_samples)
+    kwargs = _check_arguments(args, kwargs, num_samples, seed)
     if reference is not None:
         named(reference, losses)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with undisturbed(model, guide, tensors=tensors) as put_aside:
         pyro.set_rng_seed(seed)
         roles = find_parameters(model, guide, args, kwargs, put_aside)
-        measurement = Measurement((model, guide, tuple(args), kwargs), losses, roles, seed)
+        measurement = Measurement(
+            (model, guide, tuple(args), kwargs), losses, roles, seed, num_samples
+        )
         measurement.prepare(reference)
-        measurement.draw(num_samples, progress)
+        measurement.draw(progress)
         measurement.measure_costs(measure_memory)
     return measurement.comparison()
 
 
-def _check_arguments(args: Any, kwargs: Any, num_samples: Any) -> dict[str, Any]:
+def _check_arguments(args: Any, kwargs: Any, num_samples: Any, seed: Any) -> dict[str, Any]:
     """The keyword arguments as a dict.
 
     :raises ConfigurationError: for an argument that makes no sense.
@@ -124,6 +126,8 @@ def _check_arguments(args: Any, kwargs: Any, num_samples: Any) -> dict[str, Any]
         raise ConfigurationError(
             f"kwargs: got {type(kwargs).__name__}, expected the dict of the programs' keyword arguments."
         )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigurationError(f"seed: got {seed!r}, expected an integer from 0.")
     check_positive_int("num_samples", num_samples)
     if num_samples < 2:
         raise ConfigurationError("num_samples: got 1, expected at least 2: one has no spread.")

@@ -1,9 +1,9 @@
 r"""Noise, bias and direction of a gradient estimator, from samples none of which is kept.
 
-Notation: :math:`g_i` are n samples of the gradient and :math:`r_i` of the reference's (the same every
-time if that is exact); :math:`\bar g_{i-1}, \bar r_{i-1}` are the means of the samples before the i-th.
-Every figure is a mean over samples of a scalar, so it comes with a standard error, and none needs more
-memory than the two means.
+Notation: :math:`g_i` are n samples of the gradient, :math:`\bar g_{i-1}` is the mean of those before the
+i-th, :math:`s` is a mean of the reference's gradient that was found beforehand, and :math:`r_i` are n
+fresh samples of the reference (all equal to s if that is exact). Every figure is a mean over samples of a
+scalar, so it comes with a standard error, and none needs more memory than the two means.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class GradientFigures(NamedTuple):
     :ivar norm: of the expected gradient.
     :ivar std: root of the variance summed over parameters.
     :ivar std_se: its standard error.
+    :ivar mean_se: root of the summed variance of the mean of all samples.
     :ivar bias: against the reference.
     :ivar bias_se: its standard error.
     :ivar rmse: root of the mean squared distance from the reference's expectation.
-    :ivar cosine: of the angle between a sample and the reference's expectation.
-    :ivar reference_norm: norm of the reference's expectation.
-    :ivar reference_se: root of the summed variance of the reference's mean.
+    :ivar product: inner product of the expected gradient with the reference's.
+    :ivar square: mean squared norm of a sample.
     """
 
     norm: float
     std: float
     std_se: float
+    mean_se: float
     bias: float
     bias_se: float
     rmse: float
-    cosine: float
-    reference_norm: float
-    reference_se: float
+    product: float
+    square: float
 
 
 class GradientMoments:
@@ -55,64 +55,70 @@ class GradientMoments:
       the usual unbiased variance summed over parameters, written as a mean of n - 1 uncorrelated
       terms of the same expectation: their spread is its standard error.
     - *Bias*: :math:`\frac1{n-1} \sum_{i \ge 2} t_i` with :math:`t_i = \langle g_i - r_i, u_i \rangle` and
-      :math:`u_i` the unit vector along :math:`\bar g_{i-1} - \bar r_{i-1}`: the difference seen along the
+      :math:`u_i` the unit vector along :math:`\bar g_{i-1} - s`: the difference seen along the
       direction that earlier samples found. Without bias each :math:`t_i` has mean zero whatever came
       before it, so the mean over its standard error is standard normal (a martingale), in any number
       of dimensions; a norm of differences would be positive by noise alone. With bias it tends to the
       norm of the bias, from below: on average :math:`\langle b, u_i \rangle \le \lVert b \rVert`.
     - *RMSE*: the root of the noise and an unbiased estimate of the squared norm of the bias,
-      :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - \bar r_{i-1} \rangle`, cut off
-      at zero.
-    - *Cosine*: :math:`\langle E g, E r \rangle / \sqrt{E \lVert g \rVert^2 \, \lVert E r \rVert^2}`;
-      for an unbiased estimator 1 / sqrt(1 + noise / signal).
+      :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - s \rangle`, cut off at zero.
 
     :param roles: parameter name to the groups it is in besides "all" and its own: "guide", "model".
-    :param constant: whether the reference is the same every time: then it is held once.
+    :param reference_mean: s, from :attr:`mean` of another; parameters that it lacks have zero.
 
-    Cost: two gradients in memory beside the sample's own (three if the reference is drawn anew each time,
-    for it is held while the sample is found), one pass over them per sample.
+    Cost: two gradients in memory beside the sample's own, s and the mean; one pass over them per sample.
     """
 
-    def __init__(self, roles: Mapping[str, set[str]], constant: bool = False) -> None:
+    def __init__(self, roles: Mapping[str, set[str]], reference_mean: Gradient) -> None:
         self._roles = roles
-        self._constant = constant
-        self._mean: Gradient = {}
-        self._reference_mean: Gradient = {}
+        self._reference_mean = reference_mean
+        self.mean: Gradient = {}
+        """Of the samples so far, flat, in single precision or better."""
         self._each = Running()  # figures of one sample
         self._later = Running()  # figures of a sample and the ones before it
+        self._offset: Array | None = None
         self.epsilon = 0.0
         """Of the coarsest dtype among the gradients."""
+        for name, value in reference_mean.items():
+            self._meet(name, value)
 
     @property
     def on_cuda(self) -> bool:
         """Whether some gradient lies on a CUDA device."""
-        return any(mean.is_cuda for mean in self._mean.values())
+        return any(mean.is_cuda for mean in self.mean.values())
 
-    def add(self, gradient: Gradient, reference: Gradient) -> None:
-        """One sample of each; parameters that are missing have gradient zero."""
+    def add_reference(self, gradient: Gradient) -> None:
+        """A fresh sample of the reference, for the sample that comes next.
+
+        It is not kept: only the figure that it adds to is.
+        """
+        flat = {name: _flat(value) for name, value in gradient.items()}
+        for name, value in flat.items():
+            self._meet(name, value)
+        products = self._by_group(flat)
+        self._offset = products[_G_S, _M_S]
+
+    def add(self, gradient: Gradient) -> None:
+        """One sample; parameters that are missing have gradient zero."""
+        flat = {name: _flat(value) for name, value in gradient.items()}
+        for name, value in flat.items():
+            self._meet(name, value)
         earlier = self._each.count
-        gradient = {name: _flat(value) for name, value in gradient.items()}
-        if not self._constant:
-            reference = {name: _flat(value) for name, value in reference.items()}
-        for name, value in (gradient | reference).items():
-            if name not in self._mean:
-                self._mean[name] = torch.zeros_like(value)
-                self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
-                if not self._constant:
-                    self._reference_mean[name] = torch.zeros_like(value)
-        means = reference if self._constant else self._reference_mean
-        by_parameter = [
-            _inner_products(gradient.get(name), mean, reference.get(name), means.get(name))
-            for name, mean in self._mean.items()
-        ]
-        self._note(self._by_group(by_parameter), earlier)
-        for name, mean in self._mean.items():
-            _update(mean, gradient.get(name), earlier)
-            if not self._constant:
-                _update(self._reference_mean[name], reference.get(name), earlier)
+        self._note(self._by_group(flat), earlier)
+        for name, mean in self.mean.items():
+            _update(mean, flat.get(name), earlier)
 
-    def _by_group(self, by_parameter: list[Tensor]) -> Array:
-        """Inner products of each group, shape [8, 8, groups], from those of each parameter."""
+    def _meet(self, name: str, value: Tensor) -> None:
+        if name not in self.mean:
+            self.mean[name] = torch.zeros_like(value)
+            self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
+
+    def _by_group(self, sample: Gradient) -> Array:
+        """Inner products of each group, shape [6, 6, groups]."""
+        by_parameter = [
+            _inner_products(sample.get(name), mean, self._reference_mean.get(name))
+            for name, mean in self.mean.items()
+        ]
         if not by_parameter:
             return np.zeros((_ROWS, _ROWS, len(_GROUPS)))
         device = by_parameter[0].device  # one transfer for all
@@ -121,20 +127,17 @@ class GradientMoments:
 
     def _note(self, p: Array, earlier: int) -> None:
         """The figures of one sample from the inner products of each group."""
-        each = [p[_G, _R], p[_G, _G]]
-        self._each.add(np.stack(each, axis=1))
+        self._each.add(np.stack([p[_G, _S], p[_G, _G]], axis=1))
+        offset, self._offset = self._offset, None
         if not earlier:
             return
+        along = p[_G_S, _M_S] - (0.0 if offset is None else _padded(offset, p.shape[-1]))
         length = np.sqrt(p[_M_S, _M_S])
-        along = np.divide(p[_G_R, _M_S], length, out=np.zeros_like(length), where=length != 0)
-        share = earlier / (earlier + 1)
         later = {
-            "noise": share * p[_G_M, _G_M],
-            "bias": along,
-            "square of bias": p[_G_R, _M_S],
+            "noise": earlier / (earlier + 1) * p[_G_M, _G_M],
+            "bias": np.divide(along, length, out=np.zeros_like(length), where=length != 0),
+            "square of bias": along,
             "square of norm": p[_G, _M],
-            "noise of reference": share * p[_R_S, _R_S],
-            "square of reference": p[_R, _S],
         }
         self._later.add(np.stack(list(later.values()), axis=1))
 
@@ -142,7 +145,7 @@ class GradientMoments:
         """Which parameters (columns) are in which of the first groups (rows)."""
         return np.array(
             [
-                [group == "all" or group in self._roles.get(name, {"model"}) for name in self._mean]
+                [group == "all" or group in self._roles.get(name, {"model"}) for name in self.mean]
                 for group in _GROUPS
             ],
             dtype=np.float64,
@@ -151,41 +154,40 @@ class GradientMoments:
     @property
     def groups(self) -> list[str]:
         """Groups with some parameter: "all" in any case, "guide", "model", and each by name."""
-        populated = self._membership().any(axis=1).tolist()
-        first = [group for group, some in zip(_GROUPS, populated) if some or group == "all"]
-        return [*first, *self._mean]
+        sizes = self._membership().sum(axis=1)
+        first = [group for group, size in zip(_GROUPS, sizes) if size or group == "all"]
+        return [*first, *self.mean]
 
     def figures(self, group: str = "all") -> GradientFigures:
         """What was found about one group."""
-        index = [*_GROUPS, *self._mean].index(group)
-        product, square = self._each.mean[index].tolist()
-        later = self._later
-        if not later.count:
+        index = [*_GROUPS, *self.mean].index(group)
+        if not self._later.count:
             return GradientFigures(*[math.nan] * len(GradientFigures._fields))
-        noise, bias, bias_square, norm, reference_noise, reference = later.mean[index].tolist()
-        noise_se, bias_se, *_ = later.se[index].tolist()
-        std, signal = _root(noise), square * max(reference, 0.0)
+        product, square = self._each.mean[index].tolist()
+        noise, bias, bias_square, norm = self._later.mean[index].tolist()
+        noise_se, bias_se, *_ = self._later.se[index].tolist()
+        std = _root(noise)
         return GradientFigures(
             norm=_root(norm),
             std=std,
             std_se=noise_se / (2 * std) if std else 0.0,
+            mean_se=std / math.sqrt(self._each.count),
             bias=bias,
             bias_se=bias_se,
             rmse=_root(noise + max(bias_square, 0.0)),
-            cosine=product / math.sqrt(signal) if signal else math.nan,
-            reference_norm=_root(reference),
-            reference_se=_root(reference_noise / self._each.count),
+            product=product,
+            square=square,
         )
 
 
 # Rows whose inner products are taken: differences are formed before they are squared, since a small
 # difference of large squares would drown in rounding.
-_G_M, _G_R, _M_S, _R_S, _G, _M, _R, _S = range(8)
-_ROWS = 8
+_G_M, _G_S, _M_S, _G, _M, _S = range(6)
+_ROWS = 6
 
 
-def _inner_products(g: Tensor | None, m: Tensor, r: Tensor | None, s: Tensor | None) -> Tensor:
-    """Inner products of g - m, g - r, m - s, r - s, g, m, r and s, float64, shape [8, 8].
+def _inner_products(g: Tensor | None, m: Tensor, s: Tensor | None) -> Tensor:
+    """Inner products of g - m, g - s, m - s, g, m and s, float64, shape [6, 6].
 
     In chunks, so that temporaries stay small; the sum over chunks is in double precision.
     """
@@ -193,21 +195,8 @@ def _inner_products(g: Tensor | None, m: Tensor, r: Tensor | None, s: Tensor | N
     for start in range(0, m.numel(), _CHUNK):
         mean = m[start : start + _CHUNK]
         zero = torch.zeros_like(mean)
-        sample, other, other_mean = (
-            zero if x is None else x[start : start + _CHUNK] for x in (g, r, s)
-        )
-        rows = torch.stack(
-            [
-                sample - mean,
-                sample - other,
-                mean - other_mean,
-                other - other_mean,
-                sample,
-                mean,
-                other,
-                other_mean,
-            ]
-        )
+        sample, other = (zero if x is None else x[start : start + _CHUNK] for x in (g, s))
+        rows = torch.stack([sample - mean, sample - other, mean - other, sample, mean, other])
         total += (rows @ rows.T).double()
     return total
 
@@ -223,9 +212,9 @@ def _update(mean: Tensor, sample: Tensor | None, earlier: int) -> None:
         mean.lerp_(sample, weight)
 
 
-def flattened(gradient: Gradient) -> Gradient:
-    """A gradient in the form that it is compared in."""
-    return {name: _flat(value) for name, value in gradient.items()}
+def _padded(figures: Array, length: int) -> Array:
+    """With zeros for parameters that came up later."""
+    return np.concatenate([figures, np.zeros(length - len(figures))])
 
 
 def _flat(gradient: Tensor) -> Tensor:

@@ -17,12 +17,16 @@ from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
 from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import GradientSampler
 from pyro_silent.diagnostics.losses import Loss
-from pyro_silent.diagnostics.reference import Reference, ReferenceSampler, candidates, is_constant
+from pyro_silent.diagnostics.reference import (
+    SAMPLES_OF_CONSTANTS,
+    MeasuredReference,
+    candidates,
+    is_constant,
+)
 from pyro_silent.diagnostics.running import Running
 from pyro_silent.elbo.annealed import AnnealedELBO
 
 _STANDARD_ERRORS = 3.0
-_SAMPLES_OF_CONSTANTS = 3
 _OTHER_OBJECTIVES = {
     AnnealedELBO: "a blend of two losses",
     RenyiELBO: "a Rényi bound",
@@ -35,7 +39,6 @@ class _Measured(NamedTuple):
 
     moments: GradientMoments
     loss: Running
-    reference_loss: Running
 
 
 class Measurement:
@@ -47,66 +50,67 @@ class Measurement:
         losses: dict[str, Loss],
         roles: dict[str, set[str]],
         seed: int,
+        num_samples: int,
     ) -> None:
         self.programs = programs
         self.losses = losses
         self.roles = roles
         self.seed = seed
+        self.num_samples = num_samples
         self.samplers: dict[str, GradientSampler] = {}
         self.errors: dict[str, str] = {}
         self.notes: list[str] = []
-        self.reference: Reference | None = None
-        self.reference_sampler: ReferenceSampler | None = None
+        self.reference: MeasuredReference | None = None
         self.measured: dict[str, _Measured] = {}
         self.costs: dict[str, Cost] = {}
         self.peaks: dict[str, int | None] = {}
 
     def prepare(self, reference: Any) -> None:
-        """Run the first steps of all losses and choose the reference."""
+        """Run the first steps of all losses, choose the reference and find its mean."""
         for name, loss in self.losses.items():
             with self._caught(name):
                 sampler = GradientSampler(loss, *self.programs)
                 sampler.warm_up()
                 self.samplers[name] = sampler
         tried = []
+        _begin_stream(self.seed, "reference")
         for candidate in candidates(reference, self.losses, *self.programs):
             try:
-                self.reference_sampler = candidate.sampler(*self.programs)
-                self.reference = candidate
+                self.reference = MeasuredReference(
+                    candidate, self.programs, self.roles, self.num_samples
+                )
                 return
             except Exception as error:
                 tried.append(f"{candidate.name} cannot be the reference: {_told(error)}")
         self.notes += tried
 
-    def draw(self, num_samples: int, progress: bool) -> None:
+    def draw(self, progress: bool) -> None:
         """Draw the gradients of all losses."""
-        total = num_samples * len(self.samplers)
+        total = self.num_samples * len(self.samplers)
         with tqdm(total=total, desc="compare", disable=not progress) as bar:
             for name in list(self.samplers):
-                pyro.set_rng_seed(self.seed)
+                _begin_stream(self.seed, "samples")
                 start = bar.n
                 with self._caught(name):
-                    self.measured[name] = self._measure(self.samplers[name], num_samples, bar)
-                bar.update(start + num_samples - bar.n)
+                    self.measured[name] = self._measure(self.samplers[name], bar)
+                bar.update(start + self.num_samples - bar.n)
 
-    def _measure(self, sampler: GradientSampler, num_samples: int, bar: Any) -> _Measured:
-        drawn = self.reference_sampler
-        measured = _Measured(
-            GradientMoments(self.roles, drawn is None or drawn.constant), Running(), Running()
-        )
+    def _measure(self, sampler: GradientSampler, bar: Any) -> _Measured:
+        reference = self.reference
+        mean = {} if reference is None else reference.moments.mean
+        measured = _Measured(GradientMoments(self.roles, mean), Running())
         constant = False
-        for index in range(num_samples):
-            other = drawn() if drawn is not None else None
+        for index in range(self.num_samples):
+            if reference is not None and not reference.exact:
+                measured.moments.add_reference(reference.sample().gradient)
             sample = sampler()
-            measured.loss.add(np.array([sample.loss]))
-            if other is not None:
-                measured.reference_loss.add(np.array([other.loss]))
-            measured.moments.add(sample.gradient, {} if other is None else other.gradient)
             if index == 0:
-                constant = is_constant(sample, sampler) and (drawn is None or drawn.constant)
-            del sample, other  # gradients of the next evaluation take their place
+                constant = is_constant(sample, sampler) and (reference is None or reference.exact)
+            measured.moments.add(sample.gradient)
+            measured.loss.add(np.array([sample.loss]))
+            del sample  # the next one takes its place in memory
             bar.update()
-            if constant and index + 1 == _SAMPLES_OF_CONSTANTS:
+            if constant and index + 1 == SAMPLES_OF_CONSTANTS:
                 break
         return measured
 
@@ -141,7 +145,8 @@ class Measurement:
             if name not in self.errors
             for group in measured.moments.groups[1:]
         ]
-        return Comparison(rows, groups, self._reference_row(), tuple(self._notes()))
+        reference = {} if self.reference is None else self.reference.row()
+        return Comparison(rows, groups, reference, tuple(self._notes()))
 
     def _row(self, name: str) -> dict[str, Any]:
         if name in self.errors:
@@ -177,13 +182,20 @@ class Measurement:
             "grad_bias": found.bias,
             "grad_bias_se": found.bias_se,
             "grad_rmse": found.rmse,
-            "grad_cosine": found.cosine,
+            "grad_cosine": self._cosine(found, group),
+            "biased": self._is_biased(found, measured),
         }
         if self.reference is None:
-            row |= dict.fromkeys(
-                ("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan
-            )
-        return {**row, "biased": self._is_biased(found, measured)}
+            row |= dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse"), math.nan)
+        return row
+
+    def _cosine(self, found: GradientFigures, group: str) -> float:
+        if self.reference is None or group not in self.reference.moments.groups:
+            return math.nan
+        signal = found.square * self.reference.moments.figures(group).norm ** 2
+        if not signal > 0:
+            return math.nan
+        return min(max(found.product / math.sqrt(signal), -1.0), 1.0)
 
     def _is_biased(self, found: GradientFigures, measured: _Measured) -> bool:
         """Whether a bias is beyond chance and beyond rounding.
@@ -191,25 +203,11 @@ class Measurement:
         Rounding is sqrt(epsilon) of the whole gradient, or 10 epsilon of the loss where the gradient
         vanishes.
         """
-        epsilon = measured.moments.epsilon
-        whole = measured.moments.figures("all").reference_norm
+        if self.reference is None:
+            return False
+        epsilon, whole = measured.moments.epsilon, self.reference.moments.figures().norm
         rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
-        beyond = found.bias > rounding and found.bias > _STANDARD_ERRORS * found.bias_se
-        return self.reference is not None and bool(beyond)
-
-    def _reference_row(self) -> dict[str, Any]:
-        if self.reference is None or self.reference_sampler is None or not self.measured:
-            return {}
-        measured = next(iter(self.measured.values()))
-        found = measured.moments.figures("all")
-        return {
-            "name": self.reference.name,
-            "exact": self.reference_sampler.constant,
-            "num_samples": measured.reference_loss.count,
-            "loss_mean": float(measured.reference_loss.mean[0]),
-            "grad_norm": found.reference_norm,
-            "grad_se": found.reference_se,
-        }
+        return found.bias > rounding and found.bias > _STANDARD_ERRORS * found.bias_se
 
     def _notes(self) -> Iterable[str]:
         yield from self.notes
@@ -230,6 +228,12 @@ _NO_FIGURES: dict[str, Any] = {
     "efficiency_se": math.nan,
     "num_samples": 0,
 }
+
+
+def _begin_stream(seed: int, purpose: str) -> None:
+    """Seed the generators so that no two purposes share random numbers."""
+    key = (seed, *purpose.encode())
+    pyro.set_rng_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def _told(error: Exception) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.infer import ELBO
 
 from pyro_silent.diagnostics.experiment import Experiment
 from pyro_silent.diagnostics.explain import explain_run
-from pyro_silent.diagnostics.gradient_moments import flattened
+from pyro_silent.diagnostics.gradient_moments import GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSample, GradientSampler
 from pyro_silent.diagnostics.losses import Loss, check_loss
+from pyro_silent.diagnostics.running import Running
 from pyro_silent.elbo.leave_one_out import LeaveOneOutELBO
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.errors import ConfigurationError
@@ -26,51 +28,70 @@ class Reference(NamedTuple):
     """A loss whose expected gradient the others' are compared with.
 
     :ivar name: how the report calls it.
-    :ivar loss: None where there is none.
     :ivar by_default: chosen by us: then twins run their expressive branch, which is the user's model.
-    :ivar note: why there is none.
     """
 
     name: str
-    loss: Loss | None
+    loss: Loss
     by_default: bool = False
-    note: str = ""
-
-    def sampler(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict
-    ) -> ReferenceSampler:
-        """Draws its gradients."""
-        return ReferenceSampler(self, GradientSampler(self.loss, model, guide, args, kwargs))
 
 
-class ReferenceSampler:
-    """Draws gradients of a reference; one that draws no random numbers is evaluated once.
+class MeasuredReference:
+    """A reference, and the mean of its gradient from samples of its own.
 
-    :ivar constant: whether it is the same every time.
+    :ivar exact: whether it draws no random numbers and comes to the same result every time.
+    :ivar moments: of its gradient; ``moments.mean`` is its mean.
+    :ivar loss: of its value.
     """
 
-    def __init__(self, reference: Reference, sampler: GradientSampler) -> None:
-        self._reference = reference
-        self._sampler = sampler
-        self._held: GradientSample | None = None
-        with self._branch():
-            sampler.warm_up()
-        sample = self._draw()
-        self.constant = is_constant(sample, self._draw)
-        if self.constant:
-            self._held = sample
+    def __init__(
+        self,
+        reference: Reference,
+        programs: tuple[Callable, Callable, tuple, dict],
+        roles: Mapping[str, set[str]],
+        num_samples: int,
+    ) -> None:
+        self.name = reference.name
+        self._branch = "expressive" if reference.by_default else None
+        self._sampler = GradientSampler(reference.loss, *programs)
+        self.moments = GradientMoments(roles, {})
+        self.loss = Running()
+        with self._on_branch():
+            self._sampler.warm_up()
+        self.exact = False
+        for index in range(num_samples):
+            sample = self.sample()
+            if index == 0:
+                self.exact = is_constant(sample, self.sample)
+            self.moments.add(sample.gradient)
+            self.loss.add(np.array([sample.loss]))
+            del sample  # the next one takes its place in memory
+            if self.exact and self.loss.count == SAMPLES_OF_CONSTANTS:
+                break
 
-    def __call__(self) -> GradientSample:
+    def sample(self) -> GradientSample:
         """One sample."""
-        return self._draw() if self._held is None else self._held
+        with self._on_branch():
+            return self._sampler()
 
-    def _draw(self) -> GradientSample:
-        with self._branch():
-            loss, gradient, drew = self._sampler()
-        return GradientSample(loss, flattened(gradient), drew)
+    def _on_branch(self) -> AbstractContextManager:
+        return nullcontext() if self._branch is None else branch(self._branch)
 
-    def _branch(self) -> Any:
-        return branch("expressive") if self._reference.by_default else nullcontext()
+    def row(self) -> dict[str, Any]:
+        """What the report says of it."""
+        found = self.moments.figures()
+        return {
+            "name": self.name,
+            "exact": self.exact,
+            "num_samples": self.loss.count,
+            "loss_mean": float(self.loss.mean[0]),
+            "grad_norm": found.norm,
+            "grad_se": found.mean_se,
+        }
+
+
+SAMPLES_OF_CONSTANTS = 3
+"""How often a loss is evaluated that draws no random numbers."""
 
 
 def is_constant(sample: GradientSample, draw: Callable[[], GradientSample]) -> bool:
