@@ -17,6 +17,13 @@ from pyro_silent.errors import ConfigurationError
 from pyro_silent.estimators import Estimator
 
 _FORMAT = 1
+_OPTIM_SETTINGS = (
+    "pt_optim_constructor",
+    "pt_scheduler_constructor",
+    "pt_optim_args",
+    "pt_clip_args",
+    "kwargs",
+)
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -112,13 +119,13 @@ def described(value: Any) -> Any:
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return {str(key): described(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list, set)):
+    if isinstance(value, (tuple, list)):
         return [described(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
     if isinstance(value, PyroOptim):
         settings = vars(value)
-        keys = ("pt_optim_constructor", "pt_scheduler_constructor", "pt_optim_args")
-        keys += ("pt_clip_args", "kwargs")
-        return {key: described(settings[key]) for key in keys if key in settings}
+        return {key: described(settings[key]) for key in _OPTIM_SETTINGS if key in settings}
     if isinstance(value, (ELBO, Estimator)):
         options = {
             key: described(item) for key, item in vars(value).items() if not key.startswith("_")

@@ -105,10 +105,16 @@ class GradientSampler:
 def params_of(capture: Any) -> dict[str, Tensor]:
     """The unconstrained parameters of a trace, by name."""
     return {
-        name: site["value"].unconstrained()
+        name: _unconstrained(site["value"])
         for name, site in capture.trace.nodes.items()
         if site["type"] == "param"
     }
+
+
+def _unconstrained(value: Any) -> Tensor:
+    """The leaf behind a parameter; module-local ones without a constraint are leaves themselves."""
+    leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+    return leaf
 
 
 @contextmanager

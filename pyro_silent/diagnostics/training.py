@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from numbers import Integral
@@ -102,7 +103,7 @@ def train_and_compare(
 
     When it misleads: the final value is that of one set of hyperparameters, which are seldom the best
     for all losses. An importance-sampled bound favours guides with heavy tails. Seconds are those of
-    this machine, and the first step's include what a loss finds out once.
+    this machine; those of the first step include what a loss finds out once.
 
     Memory: the parameters as found and a copy of the start, beside those in training.
 
@@ -145,7 +146,7 @@ def train_and_compare(
             f"initialize: got {initialize!r}, expected a function without arguments, or None."
         )
     with undisturbed(model, guide), TrainedTensors(model, guide) as tensors:
-        measure = _look(model, guide, data, held_out, yardstick, tensors)
+        measure = _look(model, guide, optim, data, held_out, yardstick, tensors)
         plan = Plan(
             model,
             guide,
@@ -165,16 +166,19 @@ def train_and_compare(
 def _look(
     model: Callable,
     guide: Callable,
+    optim: PyroOptim,
     data: Iterable,
     held_out: Iterable | None,
     yardstick: Loss | None,
     tensors: TrainedTensors,
 ) -> Yardstick:
-    """Get to know the programs' tensors, and the yardstick, which runs once here to show that it can."""
+    """Get to know the programs' tensors; optimizer and yardstick run once here to show that they can."""
     where = data if held_out is None else held_out
     with undisturbed(model, guide), tensors.one_run():
         seed_everything(0)
         tensors.meet(model, guide, *Batches("data", data, 0).first())
+        # the first optimizer of a process loads much of torch, which is no loss's fault
+        copy.deepcopy(optim)(list(tensors.parameters().values()))
         args, kwargs = Batches("data" if held_out is None else "held_out", where, 0).first()
         measure = Yardstick(
             *choose(yardstick, model, guide, args, kwargs), where, on_training_data=held_out is None
@@ -270,8 +274,8 @@ def _checked_seeds(seeds: Any) -> list[int]:
     if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
         raise ConfigurationError(f"seeds: got {seeds!r}, {wanted}.")
     listed = list(seeds)
-    good = all(isinstance(s, Integral) and not isinstance(s, bool) and s >= 0 for s in listed)
-    if not listed or not good or len(set(listed)) < len(listed):
+    good = all(isinstance(s, Integral) and not isinstance(s, bool) for s in listed)
+    if not listed or not good or min(map(int, listed)) < 0 or len(set(listed)) < len(listed):
         raise ConfigurationError(f"seeds: got {listed!r}, {wanted}.")
     return [int(seed) for seed in listed]
 
