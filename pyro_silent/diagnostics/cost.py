@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import statistics
@@ -104,8 +105,9 @@ def _peak_on_cuda(sampler: GradientSampler) -> int:
 
 
 def _peak_on_cpu(sampler: GradientSampler) -> int | None:
-    # The profiler cannot size the release of a tensor it did not see allocated: of two steps the
-    # second is measured, which releases only what the first left.
+    # The profiler cannot size the release of a tensor it did not see allocated: garbage is collected
+    # beforehand, and of two steps the second is measured, which releases only what the first left.
+    gc.collect()
     try:
         with _quiet_profiler():
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
