@@ -1,4 +1,4 @@
-"""``python -m pyro_silent compare package.module:model package.module:guide``: a comparison in the shell."""
+"""``python -m pyro_silent compare MODULE:model MODULE:guide``: a comparison in the shell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        programs = [_found(getattr(options, name), name) for name in ("model", "guide")]
         elbos = (
             {"SilentELBO": SilentELBO(), "Trace_ELBO": Trace_ELBO()}
             if options.elbos is None
@@ -27,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         args = () if options.args is None else _found(options.args, "--args")
         comparison = compare(
-            *programs,
+            _found(options.model, "model"),
+            _found(options.guide, "guide"),
             elbos,
             args=args() if callable(args) else args,
             num_samples=options.num_samples,
