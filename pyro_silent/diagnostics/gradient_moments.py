@@ -74,18 +74,16 @@ class GradientMoments:
         self._reference_mean = reference_mean
         self.mean: Gradient = {}
         """Of the samples so far, flat, in single precision or better."""
+        self._names: list[str] = []
         self._each = Running()  # figures of one sample
         self._later = Running()  # figures of a sample and the ones before it
         self._offset: Array | None = None
         self.epsilon = 0.0
         """Of the coarsest dtype among the gradients."""
+        self.on_cuda = False
+        """Whether some gradient lies on a CUDA device."""
         for name, value in reference_mean.items():
             self._meet(name, value)
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether some gradient lies on a CUDA device."""
-        return any(mean.is_cuda for mean in self.mean.values())
 
     def add_reference(self, gradient: Gradient) -> None:
         """A fresh sample of the reference, for the sample that comes next.
@@ -108,9 +106,15 @@ class GradientMoments:
         for name, mean in self.mean.items():
             _update(mean, flat.get(name), earlier)
 
+    def release(self) -> None:
+        """Forget the means, which no figure needs when there are no more samples."""
+        self.mean, self._reference_mean = {}, {}
+
     def _meet(self, name: str, value: Tensor) -> None:
         if name not in self.mean:
+            self._names.append(name)
             self.mean[name] = torch.zeros_like(value)
+            self.on_cuda |= value.is_cuda
             self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
 
     def _by_group(self, sample: Gradient) -> Array:
@@ -145,7 +149,10 @@ class GradientMoments:
         """Which parameters (columns) are in which of the first groups (rows)."""
         return np.array(
             [
-                [group == "all" or group in self._roles.get(name, {"model"}) for name in self.mean]
+                [
+                    group == "all" or group in self._roles.get(name, {"model"})
+                    for name in self._names
+                ]
                 for group in _GROUPS
             ],
             dtype=np.float64,
@@ -156,11 +163,11 @@ class GradientMoments:
         """Groups with some parameter: "all" in any case, "guide", "model", and each by name."""
         sizes = self._membership().sum(axis=1)
         first = [group for group, size in zip(_GROUPS, sizes) if size or group == "all"]
-        return [*first, *self.mean]
+        return [*first, *self._names]
 
     def figures(self, group: str = "all") -> GradientFigures:
         """What was found about one group."""
-        index = [*_GROUPS, *self.mean].index(group)
+        index = [*_GROUPS, *self._names].index(group)
         if not self._later.count:
             return GradientFigures(*[math.nan] * len(GradientFigures._fields))
         product, square = self._each.mean[index].tolist()

@@ -112,6 +112,7 @@ class Measurement:
             bar.update()
             if constant and index + 1 == SAMPLES_OF_CONSTANTS:
                 break
+        measured.moments.release()
         return measured
 
     def measure_costs(self, memory: bool) -> None:
