@@ -176,5 +176,6 @@ def load_optimizer(optim: PyroOptim, leaf: Tensor, state: dict[str, Any]) -> Non
     if "scheduler" in state:
         optimizer.load_state_dict(state["scheduler"])
         optimizer.optimizer.load_state_dict(state["optimizer"])
+        optimizer.optimizer._opt_called = True  # else a scheduler warns that it comes before a step
     else:
         optimizer.load_state_dict(state["optimizer"])

@@ -26,13 +26,16 @@ class TrainedTensors(Messenger):
     Pyro's param store or local to a module; buffers, and parameters of modules that have no site, by
     their place in the modules that ran in :meth:`meet`.
 
+    :param programs: models and guides.
+    :param put_aside: told of a leaf that has a ``.grad``, to take it away and give it back in the end.
     :ivar stepping: leaves that were met since :meth:`clear_step`.
     :ivar waiting: values for parameters of the param store that are still to be made, by name.
     :ivar on_met: told of a name and a leaf when a site is met.
     """
 
-    def __init__(self, *programs: Callable) -> None:
+    def __init__(self, *programs: Callable, put_aside: Callable[[Tensor], None]) -> None:
         super().__init__()
+        self._put_aside = put_aside
         self._programs = programs
         self._leaves: dict[str, Tensor] = {}
         self._found = WeakTensorKeyDictionary()
@@ -79,8 +82,9 @@ class TrainedTensors(Messenger):
     def _note(self, leaf: Tensor) -> None:
         """Keep the values that a leaf is found with."""
         if leaf not in self._found:
-            self._found[leaf] = leaf.detach().clone(), leaf.grad
-            leaf.grad = None
+            self._found[leaf] = leaf.detach().clone()
+            if leaf.grad is not None:
+                self._put_aside(leaf)
 
     def _pyro_param(self, msg: Any) -> None:
         store = pyro.get_param_store()
@@ -130,12 +134,12 @@ class TrainedTensors(Messenger):
             known.clear()
 
     def restore(self) -> None:
-        """Give all leaves their values back."""
+        """Give all leaves their values back, without gradients."""
         with torch.no_grad():
-            for leaf, (values, gradient) in self._found.items():
+            for leaf, values in self._found.items():
                 if not torch.equal(leaf, values):
                     leaf.copy_(values)
-                leaf.grad = gradient
+                leaf.grad = None
 
     def meet(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Run the programs once, which makes their parameters; buffers keep their values."""
@@ -152,8 +156,6 @@ class TrainedTensors(Messenger):
             for buffers, key, buffer, values in before:
                 buffer.copy_(values)
                 buffers[key] = buffer
-        for leaf in self._found:
-            leaf.grad = None
         named = {id(leaf) for leaf in self.parameters().values()}
         slots = {
             id(tensor): (container, key)

@@ -21,7 +21,7 @@ from pyro_silent.diagnostics.training_comparison import TrainingComparison
 from pyro_silent.diagnostics.training_data import Batches, check_data, fingerprint
 from pyro_silent.diagnostics.training_run import Plan, Record, Run, Start
 from pyro_silent.diagnostics.undisturbed import undisturbed
-from pyro_silent.diagnostics.yardstick import Yardstick, choose
+from pyro_silent.diagnostics.yardstick import MeasureError, Yardstick, choose
 from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.errors import ConfigurationError
 
@@ -145,7 +145,10 @@ def train_and_compare(
         raise ConfigurationError(
             f"initialize: got {initialize!r}, expected a function without arguments, or None."
         )
-    with undisturbed(model, guide), TrainedTensors(model, guide) as tensors:
+    with (
+        undisturbed(model, guide) as put_aside,
+        TrainedTensors(model, guide, put_aside=put_aside) as tensors,
+    ):
         measure = _look(model, guide, optim, data, held_out, yardstick, tensors)
         plan = Plan(
             model,
@@ -183,7 +186,10 @@ def _look(
         measure = Yardstick(
             *choose(yardstick, model, guide, args, kwargs), where, on_training_data=held_out is None
         )
-        measure(model, guide, tensors.modules)
+        try:
+            measure(model, guide, tensors.modules)
+        except MeasureError as error:
+            raise error.cause from None
     return measure
 
 

@@ -67,24 +67,30 @@ class Batches:
         self.num_passes = 0
 
     def first(self) -> tuple[tuple, dict[str, Any]]:
-        """Arguments from the first batch, which is still to come."""
-        began = self._stream.state
-        for arguments in self.one_pass():
-            self._stream.state = began
-            return arguments
-        raise self._no_batches()
+        """Arguments from the first batch."""
+        return next(self.one_pass())
 
     def one_pass(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
-        """Arguments from each batch of one pass."""
-        with self._stream.running():
-            iterator = iter(self._data)
-        while True:
+        """Arguments from each batch of the first pass, which is still to come.
+
+        :raises ConfigurationError: if there are no batches at all.
+        """
+        began, is_empty = self._stream.state, True
+        try:
             with self._stream.running():
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
-            yield arguments_of(batch)
+                iterator = iter(self._data)
+            while True:
+                with self._stream.running():
+                    try:
+                        batch = next(iterator)
+                    except StopIteration:
+                        break
+                is_empty = False
+                yield arguments_of(batch)
+        finally:
+            self._stream.state = began
+        if is_empty:
+            raise self._no_batches()
 
     def next(self) -> tuple[tuple, dict[str, Any]]:
         """Arguments from the next batch, of a new pass where one has ended.

@@ -26,7 +26,7 @@ from pyro_silent.diagnostics.losses import Loss, copy_of
 from pyro_silent.diagnostics.random_stream import go_to, random_now, seed_everything
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors, write
 from pyro_silent.diagnostics.training_data import Batches, fingerprint
-from pyro_silent.diagnostics.yardstick import Yardstick
+from pyro_silent.diagnostics.yardstick import MeasureError, Yardstick
 from pyro_silent.errors import ConfigurationError
 
 _INITIAL_VALUES, _DATA, _NOISE = range(3)  # purposes of random numbers
@@ -267,8 +267,8 @@ class Run:
         record, plan = self.record, self._plan
         try:
             value = plan.yardstick(plan.model, plan.guide, self._tensors.modules)
-        except Exception as error:
-            return self._fail(f"the yardstick fails: {_told(error)}", record.steps)
+        except MeasureError as error:
+            return self._fail(f"the yardstick fails: {_told(error.cause)}", record.steps)
         record.curve.append(
             {
                 "step": record.steps,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_silent.diagnostics.explain import explain
 from pyro_silent.diagnostics.losses import Loss, check_loss, copy_of
-from pyro_silent.diagnostics.random_stream import seed_everything
+from pyro_silent.diagnostics.random_stream import RandomStream, go_to
 from pyro_silent.diagnostics.trained_tensors import evaluating
 from pyro_silent.diagnostics.training_data import Batches
 from pyro_silent.diagnostics.undisturbed import undisturbed
@@ -28,58 +28,64 @@ _NUM_SAMPLES = 100
 _SEED = 0
 
 
-class Yardstick(NamedTuple):
+class MeasureError(Exception):
+    """What a measure raised; errors of the data are not wrapped."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Yardstick:
     """What is measured and on which data; lower is better.
 
-    :ivar measure: an ELBO, of which ``loss`` is taken, or a function of model, guide and arguments.
-    :ivar name: of the measure, as the report calls it.
-    :ivar data: batches; the value is the mean over them.
-    :ivar on_training_data: whether that is what is trained on.
+    :param measure: an ELBO, of which ``loss`` is taken, or a function of model, guide and arguments.
+    :param name: of the measure, as the report calls it.
+    :param data: batches; the value is the mean over them.
+    :param on_training_data: whether that is what is trained on.
     """
 
-    measure: Loss
-    name: str
-    data: Iterable
-    on_training_data: bool
+    def __init__(self, measure: Loss, name: str, data: Iterable, on_training_data: bool) -> None:
+        self._measure, self._name = measure, name
+        self._on_training_data = on_training_data
+        self._batches = Batches("data" if on_training_data else "held_out", data, _SEED)
+        self._noise = RandomStream(_SEED, 1).state
 
     def __call__(self, model: Callable, guide: Callable, modules: list[nn.Module]) -> float:
         """The value at the present parameters; nothing is left behind.
 
         Random numbers are the same at every call, so that values of two losses, or of two steps,
         differ by the parameters alone.
+
+        :raises MeasureError: if the measure raises.
         """
-        values = []
         with undisturbed(model, guide), evaluating(modules), torch.no_grad(), branch("expressive"):
-            for args, kwargs in self._batches():
-                values.append(self._value(model, guide, args, kwargs))
+            go_to(self._noise)
+            values = [
+                self._value(model, guide, args, kwargs) for args, kwargs in self._batches.one_pass()
+            ]
         return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else sum(values)
 
-    def _batches(self) -> Iterator[tuple[tuple, dict[str, Any]]]:
-        batches = Batches("held_out", self.data, _SEED)
-        seed_everything(_SEED, 1)
-        is_empty = True
-        for arguments in batches.one_pass():
-            is_empty = False
-            yield arguments
-        if is_empty:
-            raise ConfigurationError("held_out: got no batches, expected at least one.")
-
     def _value(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> float:
-        measure: Any = self.measure
-        value = (measure.loss if isinstance(measure, ELBO) else measure)(
-            model, guide, *args, **kwargs
-        )
+        measure: Any = self._measure
+        function = measure.loss if isinstance(measure, ELBO) else measure
+        try:
+            value = function(model, guide, *args, **kwargs)
+        except Exception as error:
+            raise MeasureError(error) from error
         try:
             return float(torch_item(value))
         except (AttributeError, TypeError, ValueError, RuntimeError):
             raise ConfigurationError(
-                f"yardstick: got {value!r} from {self.name}, expected a number; write an ELBO or a "
+                f"yardstick: got {value!r} from {self._name}, expected a number; write an ELBO or a "
                 "function of model, guide and the batch that returns a float."
             ) from None
 
     def __str__(self) -> str:
-        where = "the training data, since held_out is None" if self.on_training_data else "held_out"
-        return f"{self.name}, mean over the batches of {where}; lower is better"
+        where = (
+            "the training data, since held_out is None" if self._on_training_data else "held_out"
+        )
+        return f"{self._name}, mean over the batches of {where}; lower is better"
 
 
 def choose(
