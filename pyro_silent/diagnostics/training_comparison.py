@@ -106,14 +106,16 @@ class TrainingComparison:
         """Write a table to a file, a line for each dict; None is an empty cell.
 
         :param str table: "curves", "rows" or "runs".
-        :raises ConfigurationError: for another table.
+        :raises ConfigurationError: for another table, and for one without a line (no curve has a point
+            where the yardstick failed at once).
         """
         if table not in ("curves", "rows", "runs"):
             raise ConfigurationError(
                 f'table: got {table!r}, expected one of "curves", "rows" and "runs".'
             )
-        rows = getattr(self, table)
-        write_csv(path, rows or [dict.fromkeys(("name", "seed", "step", "yardstick"))])
+        if not getattr(self, table):
+            raise ConfigurationError(f'table: got {table!r}, which is empty; write table="rows".')
+        write_csv(path, getattr(self, table))
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw the yardstick against steps and against seconds of training.
