@@ -3,8 +3,8 @@
 The rules, in their order; a loss is *in the running* if it has figures and no bias was found:
 
 1. no loss in the running: name the smallest RMSE, and say that its bias does not average out;
-2. losses in the running without noise: the fastest of them, or the first of those that are within 2
-   standard errors of it;
+2. losses in the running that draw no random numbers: the fastest of them, or the first of those that
+   are within 2 standard errors of it;
 3. the smallest noise variance x seconds, if it is below every other's by 2 standard errors of the
    difference; if it is not, all that are within 2 standard errors, which cannot be told apart;
 4. biased losses with less RMSE than the one advised are mentioned, since few steps may favour them.
@@ -25,6 +25,8 @@ Row = dict[str, Any]
 def advice(rows: list[Row], reference: dict[str, Any]) -> str:
     """What the rows support, in one or two sentences."""
     measured = [row for row in rows if not row["error"] and math.isfinite(row["efficiency"])]
+    if measured and all(row["grad_std"] == 0 == row["grad_norm"] for row in measured):
+        return "No loss has a gradient here: is there a parameter, and is this not an optimum?"
     if not measured:
         return "No loss has finite figures, so there is nothing to choose from."
     if len(measured) == 1:
@@ -32,7 +34,7 @@ def advice(rows: list[Row], reference: dict[str, Any]) -> str:
     running = [row for row in measured if not row["biased"]]
     if not running:
         return _all_biased(measured)
-    silent = [row for row in running if row["grad_std"] == 0]
+    silent = [row for row in running if row["exact"]]
     chosen, told = _silent(silent, measured) if silent else _noisy(running, measured)
     return " ".join([told, *_caveats(chosen, reference), *_mentioned(chosen, measured)])
 
@@ -86,12 +88,25 @@ def _below(a: Row, b: Row, figure: str = "efficiency", error: str = "efficiency_
 
 def _caveats(chosen: Row, reference: dict[str, Any]) -> list[str]:
     """What was not seen because the samples could not show it."""
-    if not reference:
-        return ["Bias is not known, for want of a reference."]
-    hidden = 3 * chosen["grad_bias_se"]
+    if not reference or math.isnan(chosen["grad_bias"]):
+        return ["Bias is not known, for want of a reference that has a gradient."]
+    if math.isnan(chosen["grad_bias_se"]):
+        return [f"The samples do not tell whether {chosen['name']} is biased."]
+    hidden = _visible_bias(chosen, reference)
     if not hidden > 0.1 * reference["grad_norm"]:
         return []
     return [f"A bias of {chosen['name']} below {number(hidden)} could not have been seen."]
+
+
+def _visible_bias(row: Row, reference: dict[str, Any]) -> float:
+    """The norm b of a bias that shows as 3 standard errors on average.
+
+    Its direction is found with a cosine of b / sqrt(b^2 + v), where v is the variance of the mean
+    difference from the reference: b^2 / sqrt(b^2 + v) = 3 se is solved for b.
+    """
+    v = row["grad_std"] ** 2 / row["num_samples"] + reference["grad_se"] ** 2
+    limit = (3 * row["grad_bias_se"]) ** 2
+    return math.sqrt((limit + math.sqrt(limit**2 + 4 * limit * v)) / 2)
 
 
 def _mentioned(chosen: Row, measured: list[Row]) -> list[str]:

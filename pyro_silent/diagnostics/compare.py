@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_silent.diagnostics.comparison import Comparison
+from pyro_silent.diagnostics.gradient_sampler import Programs
 from pyro_silent.diagnostics.losses import Loss, check_losses
-from pyro_silent.diagnostics.measurement import Measurement
+from pyro_silent.diagnostics.measurement import FOR_PREPARATION, Measurement
 from pyro_silent.diagnostics.parameters import find_parameters
+from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.reference import named
 from pyro_silent.diagnostics.undisturbed import undisturbed
 from pyro_silent.elbo.engine import check_positive_int
@@ -59,7 +60,7 @@ def compare(
         sample in the state they are in now (the step of a schedule).
     :param args: positional arguments of model and guide, a tuple.
     :param kwargs: keyword arguments of both.
-    :param int num_samples: gradients drawn of each loss, at least 2; errors fall with its root. A loss
+    :param int num_samples: gradients drawn of each loss, at least 3; errors fall with its root. A loss
         that draws no random numbers is evaluated three times.
     :param reference: a name in ``elbos``, a loss, or None.
     :param int seed: of the random numbers; the same seed gives the same figures but for time.
@@ -100,12 +101,11 @@ def compare(
     if reference is not None:
         named(reference, losses)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    with undisturbed(model, guide, tensors=tensors) as put_aside:
-        pyro.set_rng_seed(seed)
-        roles = find_parameters(model, guide, args, kwargs, put_aside)
-        measurement = Measurement(
-            (model, guide, tuple(args), kwargs), losses, roles, seed, num_samples
-        )
+    with undisturbed(model, guide, tensors=tensors) as surroundings:
+        programs = Programs(model, guide, tuple(args), kwargs, surroundings.restore_buffers)
+        seed_everything(seed, FOR_PREPARATION)
+        roles = find_parameters(programs, surroundings.remember_gradient)
+        measurement = Measurement(programs, losses, roles, seed, num_samples)
         measurement.prepare(reference)
         measurement.draw(progress)
         measurement.measure_costs(measure_memory)
@@ -129,6 +129,8 @@ def _check_arguments(args: Any, kwargs: Any, num_samples: Any, seed: Any) -> dic
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigurationError(f"seed: got {seed!r}, expected an integer from 0.")
     check_positive_int("num_samples", num_samples)
-    if num_samples < 2:
-        raise ConfigurationError("num_samples: got 1, expected at least 2: one has no spread.")
+    if num_samples < 3:
+        raise ConfigurationError(
+            f"num_samples: got {num_samples}, expected at least 3: fewer give noise without an error."
+        )
     return dict(kwargs or {})

@@ -18,13 +18,14 @@ _HEADER = (
     "spread",
     "noise",
     "bias",
+    "biased",
     "RMSE",
     "cosine",
     "ms/step",
     "peak MiB",
     "noise² x s",
 )
-_GROUP_HEADER = ("Loss", "group", "norm", "noise", "bias", "RMSE", "cosine")
+_GROUP_HEADER = ("Loss", "group", "norm", "noise", "bias", "biased", "RMSE", "cosine")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ class Comparison:
         - ``grad_norm``: of its expected gradient;
         - ``grad_std``, ``grad_std_se``: gradient noise, the root of the variance summed over all
           parameters, with its standard error;
-        - ``grad_bias``, ``grad_bias_se``: norm of its expected gradient minus the reference's, seen along
-          the direction that earlier samples found, with its standard error. Without bias it has mean
-          zero and may be negative, and divided by its standard error it is standard normal;
-        - ``biased``: whether ``grad_bias`` of all parameters, of the guide's or of the model's is more
-          than 3 standard errors (of 250 unbiased losses one is) and more than rounding can do;
+        - ``grad_bias``, ``grad_bias_se``: norm of its expected gradient minus the reference's, with its
+          standard error. Up to 3 standard errors it is the part along the direction that earlier
+          samples found: without bias it has mean zero, may be negative, and is standard normal over
+          its standard error;
+        - ``biased``, ``biased_in``: whether ``grad_bias`` is more than 3 standard errors (more if
+          samples are few) and more than rounding can do, among all parameters, the guide's or the
+          model's, and the names of those groups. Of 250 unbiased losses it is for one; for more if
+          gradients are so skewed that the mean of the samples is not nearly normal;
+        - ``exact``: whether it draws no random numbers and comes to the same result every time;
         - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;
         - ``grad_cosine``: of the angle between the two;
         - ``seconds_per_step``, ``seconds_se``: wall time of value and gradient, without an optimizer;
@@ -114,8 +119,7 @@ class Comparison:
 
 _LEGEND = (
     "noise: root of the summed variance of one gradient; bias: of its mean; both ± standard error;\n"
-    "* more than 3 of them, for all parameters, the guide's or the model's; noise² x s: what precision "
-    "costs."
+    "biased: by more than 3 of them; noise² x s: what precision costs in time."
 )
 
 
@@ -139,19 +143,36 @@ def _group_cells(group: dict[str, Any]) -> Sequence[str]:
 
 
 def _gradient_cells(row: dict[str, Any]) -> list[str]:
-    """Noise, bias, RMSE, cosine."""
+    """Noise, bias, whether there is one, RMSE, cosine."""
     return [
         _with_error(row["grad_std"], row["grad_std_se"]),
-        _with_error(row["grad_bias"], row["grad_bias_se"]) + ("*" if row["biased"] else ""),
-        number(row["grad_rmse"]),
-        number(row["grad_cosine"]),
+        _with_error(row["grad_bias"], row["grad_bias_se"]),
+        _verdict(row),
+        _known(row["grad_rmse"]),
+        _known(row["grad_cosine"]),
     ]
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Whether a bias was found; if not among all parameters, then where."""
+    if math.isnan(row["grad_bias_se"]):
+        return "?"
+    if not row["biased"]:
+        return "no"
+    where = row.get("biased_in", ("all",))
+    return "yes" if "all" in where else ", ".join(where)
 
 
 def _with_error(value: float, error: float) -> str:
     if math.isnan(value):
         return "-"
-    return number(value) if error == 0 else f"{number(value)} ± {number(error, 2)}"
+    if error == 0:
+        return number(value)
+    return f"{number(value)} ± {'?' if math.isnan(error) else number(error, 2)}"
+
+
+def _known(value: float) -> str:
+    return "-" if math.isnan(value) else number(value)
 
 
 def _reference_line(reference: dict[str, Any]) -> str:

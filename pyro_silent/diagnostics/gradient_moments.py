@@ -9,11 +9,12 @@ scalar, so it comes with a standard error, and none needs more memory than the t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_silent.diagnostics.gradient_sampler import Gradient
@@ -30,9 +31,11 @@ class GradientFigures(NamedTuple):
     :ivar std: root of the variance summed over parameters.
     :ivar std_se: its standard error.
     :ivar mean_se: root of the summed variance of the mean of all samples.
-    :ivar bias: against the reference.
+    :ivar bias: against the reference, seen along the direction that earlier samples found.
     :ivar bias_se: its standard error.
-    :ivar rmse: root of the mean squared distance from the reference's expectation.
+    :ivar bias_square: an unbiased estimate of the squared norm of the bias, which may be negative.
+    :ivar rmse: root of the mean squared distance from the reference's expectation: of the noise and the
+        squared bias, the latter cut off at zero.
     :ivar product: inner product of the expected gradient with the reference's.
     :ivar square: mean squared norm of a sample.
     """
@@ -43,6 +46,7 @@ class GradientFigures(NamedTuple):
     mean_se: float
     bias: float
     bias_se: float
+    bias_square: float
     rmse: float
     product: float
     square: float
@@ -59,9 +63,9 @@ class GradientMoments:
       direction that earlier samples found. Without bias each :math:`t_i` has mean zero whatever came
       before it, so the mean over its standard error is standard normal (a martingale), in any number
       of dimensions; a norm of differences would be positive by noise alone. With bias it tends to the
-      norm of the bias, from below: on average :math:`\langle b, u_i \rangle \le \lVert b \rVert`.
-    - *RMSE*: the root of the noise and an unbiased estimate of the squared norm of the bias,
-      :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - s \rangle`, cut off at zero.
+      norm of the bias from below: the direction is found only so well as noise / sqrt(n) is small.
+    - *Squared bias*: :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - s \rangle`,
+      whose expectation is the squared norm of the bias whatever the noise.
 
     :param roles: parameter name to the groups it is in besides "all" and its own: "guide", "model".
     :param reference_mean: s, from :attr:`mean` of another; parameters that it lacks have zero.
@@ -69,7 +73,7 @@ class GradientMoments:
     Cost: two gradients in memory beside the sample's own, s and the mean; one pass over them per sample.
     """
 
-    def __init__(self, roles: Mapping[str, set[str]], reference_mean: Gradient) -> None:
+    def __init__(self, roles: Mapping[str, Collection[str]], reference_mean: Gradient) -> None:
         self._roles = roles
         self._reference_mean = reference_mean
         self.mean: Gradient = {}
@@ -82,40 +86,41 @@ class GradientMoments:
         """Of the coarsest dtype among the gradients."""
         self.on_cuda = False
         """Whether some gradient lies on a CUDA device."""
-        for name, value in reference_mean.items():
-            self._meet(name, value)
+        self._met(reference_mean)
 
     def add_reference(self, gradient: Gradient) -> None:
         """A fresh sample of the reference, for the sample that comes next.
 
         It is not kept: only the figure that it adds to is.
         """
-        flat = {name: _flat(value) for name, value in gradient.items()}
-        for name, value in flat.items():
-            self._meet(name, value)
-        products = self._by_group(flat)
-        self._offset = products[_G_S, _M_S]
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._offset = self._by_group(self._met(gradient))[_G_S, _M_S]
 
     def add(self, gradient: Gradient) -> None:
         """One sample; parameters that are missing have gradient zero."""
-        flat = {name: _flat(value) for name, value in gradient.items()}
-        for name, value in flat.items():
-            self._meet(name, value)
+        vectors = self._met(gradient)
         earlier = self._each.count
-        self._note(self._by_group(flat), earlier)
+        with np.errstate(
+            invalid="ignore", over="ignore"
+        ):  # of infinite gradients the figures are nan
+            self._note(self._by_group(vectors), earlier)
         for name, mean in self.mean.items():
-            _update(mean, flat.get(name), earlier)
+            _update(mean, vectors.get(name), earlier)
 
     def release(self) -> None:
         """Forget the means, which no figure needs when there are no more samples."""
         self.mean, self._reference_mean = {}, {}
 
-    def _meet(self, name: str, value: Tensor) -> None:
-        if name not in self.mean:
-            self._names.append(name)
-            self.mean[name] = torch.zeros_like(value)
-            self.on_cuda |= value.is_cuda
-            self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
+    def _met(self, gradient: Gradient) -> Gradient:
+        """A gradient in the form that it is kept in; parameters that are new have a mean of zero."""
+        vectors = flat(gradient)
+        for name, value in vectors.items():
+            if name not in self.mean:
+                self._names.append(name)
+                self.mean[name] = torch.zeros_like(value)
+                self.on_cuda |= value.is_cuda
+                self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
+        return vectors
 
     def _by_group(self, sample: Gradient) -> Array:
         """Inner products of each group, shape [6, 6, groups]."""
@@ -127,7 +132,8 @@ class GradientMoments:
             return np.zeros((_ROWS, _ROWS, len(_GROUPS)))
         device = by_parameter[0].device  # one transfer for all
         products = torch.stack([p.to(device) for p in by_parameter], dim=-1).cpu().numpy()
-        return np.concatenate([products @ self._membership().T, products], axis=-1)
+        of_groups = [products[..., members].sum(-1) for members in self._membership()]
+        return np.concatenate([np.stack(of_groups, axis=-1), products], axis=-1)
 
     def _note(self, p: Array, earlier: int) -> None:
         """The figures of one sample from the inner products of each group."""
@@ -145,29 +151,29 @@ class GradientMoments:
         }
         self._later.add(np.stack(list(later.values()), axis=1))
 
-    def _membership(self) -> Array:
+    def _membership(self) -> NDArray[np.bool_]:
         """Which parameters (columns) are in which of the first groups (rows)."""
-        return np.array(
-            [
-                [
-                    group == "all" or group in self._roles.get(name, {"model"})
-                    for name in self._names
-                ]
-                for group in _GROUPS
-            ],
-            dtype=np.float64,
-        )
+        rows = [
+            [group == "all" or group in self._roles.get(name, ()) for name in self._names]
+            for group in _GROUPS
+        ]
+        return np.array(rows, dtype=bool)
 
     @property
     def groups(self) -> list[str]:
         """Groups with some parameter: "all" in any case, "guide", "model", and each by name."""
         sizes = self._membership().sum(axis=1)
         first = [group for group, size in zip(_GROUPS, sizes) if size or group == "all"]
-        return [*first, *self._names]
+        return [*first, *self._all_groups[len(_GROUPS) :]]
+
+    @property
+    def _all_groups(self) -> list[str]:
+        own = [f"parameter {name}" if name in _GROUPS else name for name in self._names]
+        return [*_GROUPS, *own]
 
     def figures(self, group: str = "all") -> GradientFigures:
         """What was found about one group."""
-        index = [*_GROUPS, *self._names].index(group)
+        index = self._all_groups.index(group)
         if not self._later.count:
             return GradientFigures(*[math.nan] * len(GradientFigures._fields))
         product, square = self._each.mean[index].tolist()
@@ -181,6 +187,7 @@ class GradientMoments:
             mean_se=std / math.sqrt(self._each.count),
             bias=bias,
             bias_se=bias_se,
+            bias_square=bias_square,
             rmse=_root(noise + max(bias_square, 0.0)),
             product=product,
             square=square,
@@ -196,7 +203,7 @@ _ROWS = 6
 def _inner_products(g: Tensor | None, m: Tensor, s: Tensor | None) -> Tensor:
     """Inner products of g - m, g - s, m - s, g, m and s, float64, shape [6, 6].
 
-    In chunks, so that temporaries stay small; the sum over chunks is in double precision.
+    In chunks, so that temporaries stay small.
     """
     total = torch.zeros(_ROWS, _ROWS, dtype=torch.float64, device=m.device)
     for start in range(0, m.numel(), _CHUNK):
@@ -204,7 +211,8 @@ def _inner_products(g: Tensor | None, m: Tensor, s: Tensor | None) -> Tensor:
         zero = torch.zeros_like(mean)
         sample, other = (zero if x is None else x[start : start + _CHUNK] for x in (g, s))
         rows = torch.stack([sample - mean, sample - other, mean - other, sample, mean, other])
-        total += (rows @ rows.T).double()
+        rows = rows.double()  # squares of single precision overflow at 1e19
+        total += rows @ rows.T
     return total
 
 
@@ -224,13 +232,17 @@ def _padded(figures: Array, length: int) -> Array:
     return np.concatenate([figures, np.zeros(length - len(figures))])
 
 
+def flat(gradient: Gradient) -> Gradient:
+    """A gradient as vectors: real, in single precision or better."""
+    return {name: _flat(value) for name, value in gradient.items()}
+
+
 def _flat(gradient: Tensor) -> Tensor:
-    """One dimension, real, in single precision or better."""
     gradient = gradient.detach()
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
     if gradient.is_complex():
-        gradient = torch.view_as_real(gradient)
+        gradient = torch.view_as_real(gradient.resolve_conj())
     return gradient.reshape(-1).to(torch.promote_types(gradient.dtype, torch.float32))
 
 

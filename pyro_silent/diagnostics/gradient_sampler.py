@@ -35,19 +35,32 @@ class GradientSample(NamedTuple):
     drew: bool
 
 
+class Programs(NamedTuple):
+    """A model, a guide and their arguments.
+
+    :ivar reset: brings what they write to, as buffers of modules, back to where it began.
+    """
+
+    model: Callable
+    guide: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    reset: Callable[[], None]
+
+
 class GradientSampler:
     """Evaluates a loss and its gradient as a step of ``SVI`` does, without the optimizer.
 
-    Every call begins in the state that :meth:`warm_up` left: the loss's step counter, the param store
-    and so running means of baselines. Gradients of parameters are cleared before and after.
+    Every call begins in the same state: that of the loss's step counter, of modules' buffers, and of the
+    param store (and so of running means of baselines) as :meth:`warm_up` left it. Parameters have no
+    ``.grad`` afterwards.
     """
 
-    def __init__(self, loss: Loss, model: Callable, guide: Callable, args: tuple, kwargs: dict):
+    def __init__(self, loss: Loss, programs: Programs) -> None:
         self._loss = copy_of(loss)
         self._num_steps = getattr(loss, "num_steps", None)
-        self._arguments = model, guide, *args
-        self._kwargs = kwargs
-        svi = SVI(model, guide, SGD({"lr": 0.0}), loss=self._loss)
+        self._programs = programs
+        svi = SVI(programs.model, programs.guide, SGD({"lr": 0.0}), loss=self._loss)
         self._loss_and_grads: Callable[..., Any] = svi.loss_and_grads
 
     def warm_up(self, calls: int = 2, calls_of_baselines: int = 20) -> None:
@@ -71,6 +84,7 @@ class GradientSampler:
 
     def __call__(self) -> GradientSample:
         """One sample."""
+        self._programs.reset()
         state = _random_states()
         with _store_kept(), self._evaluated() as (loss, params):
             gradient = {
@@ -90,9 +104,10 @@ class GradientSampler:
         """The loss, and the parameters with their gradients, which are cleared afterwards."""
         if self._num_steps is not None:
             self._loss.num_steps = self._num_steps
+        model, guide, args, kwargs, _ = self._programs
         with poutine.trace(param_only=True) as capture:
             try:
-                value = self._loss_and_grads(*self._arguments, **self._kwargs)
+                value = self._loss_and_grads(model, guide, *args, **kwargs)
                 yield (
                     torch_item(value[0] if isinstance(value, tuple) else value),
                     params_of(capture),
@@ -103,12 +118,18 @@ class GradientSampler:
 
 
 def params_of(capture: Any) -> dict[str, Tensor]:
-    """The unconstrained parameters of a trace, by name."""
-    return {
+    """The unconstrained parameters of a trace, by name.
+
+    One that was registered under several names has the first of them in the order of the alphabet: an
+    optimizer sees it once.
+    """
+    named = {
         name: _unconstrained(site["value"])
         for name, site in capture.trace.nodes.items()
         if site["type"] == "param"
     }
+    first = {id(leaf): name for name, leaf in sorted(named.items(), reverse=True)}
+    return {name: leaf for name, leaf in named.items() if first[id(leaf)] == name}
 
 
 def _unconstrained(value: Any) -> Tensor:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 from pyro.infer import RenyiELBO, ReweightedWakeSleep
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.comparison import Comparison
 from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
 from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
-from pyro_silent.diagnostics.gradient_sampler import GradientSampler
+from pyro_silent.diagnostics.gradient_sampler import GradientSampler, Programs
 from pyro_silent.diagnostics.losses import Loss
+from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.reference import (
     SAMPLES_OF_CONSTANTS,
     MeasuredReference,
@@ -26,7 +26,9 @@ from pyro_silent.diagnostics.reference import (
 from pyro_silent.diagnostics.running import Running
 from pyro_silent.elbo.annealed import AnnealedELBO
 
-_STANDARD_ERRORS = 3.0
+FOR_PREPARATION, _FOR_REFERENCE, _FOR_SAMPLES = range(3)
+"""Purposes of random numbers, none of which shares them with another."""
+_DEVIATE = 3.0
 _OTHER_OBJECTIVES = {
     AnnealedELBO: "a blend of two losses",
     RenyiELBO: "a Rényi bound",
@@ -39,6 +41,7 @@ class _Measured(NamedTuple):
 
     moments: GradientMoments
     loss: Running
+    exact: bool
 
 
 class Measurement:
@@ -46,7 +49,7 @@ class Measurement:
 
     def __init__(
         self,
-        programs: tuple[Callable, Callable, tuple, dict],
+        programs: Programs,
         losses: dict[str, Loss],
         roles: dict[str, set[str]],
         seed: int,
@@ -69,12 +72,12 @@ class Measurement:
         """Run the first steps of all losses, choose the reference and find its mean."""
         for name, loss in self.losses.items():
             with self._caught(name):
-                sampler = GradientSampler(loss, *self.programs)
+                sampler = GradientSampler(loss, self.programs)
                 sampler.warm_up()
                 self.samplers[name] = sampler
         tried = []
-        _begin_stream(self.seed, "reference")
-        for candidate in candidates(reference, self.losses, *self.programs):
+        seed_everything(self.seed, _FOR_REFERENCE)
+        for candidate in candidates(reference, self.losses, self.programs):
             try:
                 self.reference = MeasuredReference(
                     candidate, self.programs, self.roles, self.num_samples
@@ -89,7 +92,7 @@ class Measurement:
         total = self.num_samples * len(self.samplers)
         with tqdm(total=total, desc="compare", disable=not progress) as bar:
             for name in list(self.samplers):
-                _begin_stream(self.seed, "samples")
+                seed_everything(self.seed, _FOR_SAMPLES)
                 start = bar.n
                 with self._caught(name):
                     self.measured[name] = self._measure(self.samplers[name], bar)
@@ -98,22 +101,22 @@ class Measurement:
     def _measure(self, sampler: GradientSampler, bar: Any) -> _Measured:
         reference = self.reference
         mean = {} if reference is None else reference.moments.mean
-        measured = _Measured(GradientMoments(self.roles, mean), Running())
-        constant = False
+        against_exact = reference is None or reference.exact
+        moments, loss, exact = GradientMoments(self.roles, mean), Running(), False
         for index in range(self.num_samples):
-            if reference is not None and not reference.exact:
-                measured.moments.add_reference(reference.sample().gradient)
+            if reference is not None and not against_exact:
+                moments.add_reference(reference.sample().gradient)
             sample = sampler()
             if index == 0:
-                constant = is_constant(sample, sampler) and (reference is None or reference.exact)
-            measured.moments.add(sample.gradient)
-            measured.loss.add(np.array([sample.loss]))
+                exact = is_constant(sample, sampler)
+            moments.add(sample.gradient)
+            loss.add(np.array([sample.loss]))
             del sample  # the next one takes its place in memory
             bar.update()
-            if constant and index + 1 == SAMPLES_OF_CONSTANTS:
+            if exact and against_exact and index + 1 == SAMPLES_OF_CONSTANTS:
                 break
-        measured.moments.release()
-        return measured
+        moments.release()
+        return _Measured(moments, loss, exact)
 
     def measure_costs(self, memory: bool) -> None:
         """Time the losses in turn, and see what memory a step takes."""
@@ -125,7 +128,7 @@ class Measurement:
         for name in self.costs:
             with self._caught(name):
                 # a new copy: the profiler cannot size what earlier steps left in the loss
-                sampler = GradientSampler(self.losses[name], *self.programs)
+                sampler = GradientSampler(self.losses[name], self.programs)
                 on_cuda = self.measured[name].moments.on_cuda
                 self.peaks[name] = peak_bytes(sampler, on_cuda) if memory else None
 
@@ -154,9 +157,7 @@ class Measurement:
             return {"name": name, **_NO_FIGURES, "error": self.errors[name]}
         measured, cost = self.measured[name], self.costs[name]
         gradient = self._gradient_row(measured, "all")
-        gradient["biased"] = any(
-            self._gradient_row(measured, group)["biased"] for group in ("all", "guide", "model")
-        )
+        biased_in = self._biased_groups(measured)
         variance, seconds = gradient["grad_std"] ** 2, cost.seconds
         variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
         return {
@@ -164,6 +165,9 @@ class Measurement:
             "loss_mean": float(measured.loss.mean[0]),
             "loss_std": float(measured.loss.std[0]),
             **gradient,
+            "biased": bool(biased_in),
+            "biased_in": biased_in,
+            "exact": measured.exact,
             "seconds_per_step": seconds,
             "seconds_se": cost.seconds_se,
             "peak_bytes": self.peaks[name],
@@ -173,22 +177,44 @@ class Measurement:
             "error": None,
         }
 
+    def _biased_groups(self, measured: _Measured) -> tuple[str, ...]:
+        """Where a bias was found: among all parameters, the guide's, the model's."""
+        groups = [g for g in ("all", "guide", "model") if g in measured.moments.groups]
+        return tuple(g for g in groups if self._gradient_row(measured, g)["biased"])
+
     def _gradient_row(self, measured: _Measured, group: str) -> dict[str, Any]:
         """The ``grad_`` figures of a group, and the verdict on its bias."""
         found = measured.moments.figures(group)
-        row = {
+        bias, bias_se, biased = self._bias(found, measured)
+        return {
             "grad_norm": found.norm,
             "grad_std": found.std,
             "grad_std_se": found.std_se,
-            "grad_bias": found.bias,
-            "grad_bias_se": found.bias_se,
-            "grad_rmse": found.rmse,
+            "grad_bias": bias,
+            "grad_bias_se": bias_se,
+            "grad_rmse": math.nan if math.isnan(bias) else found.rmse,
             "grad_cosine": self._cosine(found, group),
-            "biased": self._is_biased(found, measured),
+            "biased": biased,
         }
+
+    def _bias(self, found: GradientFigures, measured: _Measured) -> tuple[float, float, bool]:
+        """The bias, its standard error, and whether it is beyond chance and beyond rounding.
+
+        Rounding is sqrt(epsilon) of the whole gradient, or 10 epsilon of the loss where the gradient
+        vanishes. One that is beyond both is told as the norm that it has: then its direction is known
+        well enough to be there, but perhaps not well enough to show all of it.
+        """
         if self.reference is None:
-            row |= dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse"), math.nan)
-        return row
+            return math.nan, math.nan, False
+        bias, se = found.bias, found.bias_se
+        if se == 0 and not (measured.exact and self.reference.exact):
+            return bias, math.nan, False  # as many equal draws say nothing of rarer ones
+        epsilon, whole = measured.moments.epsilon, self.reference.moments.figures().norm
+        rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
+        if not (bias > rounding and bias > _limit(measured.loss.count) * se):
+            return bias, se, False
+        scale = max(math.sqrt(max(found.bias_square, 0.0)) / bias, 1.0)
+        return bias * scale, se * scale, True
 
     def _cosine(self, found: GradientFigures, group: str) -> float:
         if self.reference is None or group not in self.reference.moments.groups:
@@ -198,20 +224,19 @@ class Measurement:
             return math.nan
         return min(max(found.product / math.sqrt(signal), -1.0), 1.0)
 
-    def _is_biased(self, found: GradientFigures, measured: _Measured) -> bool:
-        """Whether a bias is beyond chance and beyond rounding.
-
-        Rounding is sqrt(epsilon) of the whole gradient, or 10 epsilon of the loss where the gradient
-        vanishes.
-        """
-        if self.reference is None:
-            return False
-        epsilon, whole = measured.moments.epsilon, self.reference.moments.figures().norm
-        rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
-        return found.bias > rounding and found.bias > _STANDARD_ERRORS * found.bias_se
-
     def _notes(self) -> Iterable[str]:
         yield from self.notes
+        for name, measured in self.measured.items():
+            if name in self.errors:
+                continue
+            figures = measured.moments.figures()
+            if not math.isfinite(figures.std):
+                yield f"{name} gave values or gradients that are not finite."
+            elif figures.std == 0 and not measured.exact and figures.square > 0:
+                yield (
+                    f"{name} drew random numbers, but all {measured.loss.count} gradients were equal: "
+                    "what happens more rarely was not seen."
+                )
         for name, loss in self.losses.items():
             for kind, objective in _OTHER_OBJECTIVES.items():
                 if isinstance(loss, kind):
@@ -222,6 +247,8 @@ _NO_FIGURES: dict[str, Any] = {
     **dict.fromkeys(("loss_mean", "loss_std", "grad_norm", "grad_std", "grad_std_se"), math.nan),
     **dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan),
     "biased": False,
+    "biased_in": (),
+    "exact": False,
     "seconds_per_step": math.nan,
     "seconds_se": math.nan,
     "peak_bytes": None,
@@ -231,10 +258,14 @@ _NO_FIGURES: dict[str, Any] = {
 }
 
 
-def _begin_stream(seed: int, purpose: str) -> None:
-    """Seed the generators so that no two purposes share random numbers."""
-    key = (seed, *purpose.encode())
-    pyro.set_rng_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+def _limit(count: int) -> float:
+    """How many standard errors a mean of few terms must have to be as rare as 3 of a normal variable.
+
+    The quantile of Student's t by the inverse of the approximation of Wallace (1959).
+    """
+    degrees = count - 2  # n samples give n - 1 terms
+    deviate = _DEVIATE * (8 * degrees + 3) / (8 * degrees + 1)
+    return math.sqrt(degrees * math.expm1(deviate**2 / degrees))
 
 
 def _told(error: Exception) -> str:

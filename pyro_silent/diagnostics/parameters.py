@@ -11,12 +11,10 @@ from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from pyro_silent.diagnostics.gradient_sampler import params_of
+from pyro_silent.diagnostics.gradient_sampler import Programs, params_of
 
 
-def find_parameters(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict, found: Callable[[Tensor], None]
-) -> dict[str, set[str]]:
+def find_parameters(programs: Programs, found: Callable[[Tensor], None]) -> dict[str, set[str]]:
     """Run guide and model once on samples, which creates their parameters, and tell them apart.
 
     "guide" are parameters that the guide's draws or log densities depend on; "model" those that the
@@ -27,6 +25,7 @@ def find_parameters(
     :param found: called with every parameter.
     :return: parameter name to its groups.
     """
+    model, guide, args, kwargs, _ = programs
     with poutine.trace(param_only=True) as capture:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         messenger = poutine.unwrap(guide)

@@ -12,8 +12,13 @@ from pyro.infer import ELBO
 
 from pyro_silent.diagnostics.experiment import Experiment
 from pyro_silent.diagnostics.explain import explain_run
-from pyro_silent.diagnostics.gradient_moments import GradientMoments
-from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSample, GradientSampler
+from pyro_silent.diagnostics.gradient_moments import GradientMoments, flat
+from pyro_silent.diagnostics.gradient_sampler import (
+    Gradient,
+    GradientSample,
+    GradientSampler,
+    Programs,
+)
 from pyro_silent.diagnostics.losses import Loss, check_loss
 from pyro_silent.diagnostics.running import Running
 from pyro_silent.elbo.leave_one_out import LeaveOneOutELBO
@@ -47,13 +52,13 @@ class MeasuredReference:
     def __init__(
         self,
         reference: Reference,
-        programs: tuple[Callable, Callable, tuple, dict],
+        programs: Programs,
         roles: Mapping[str, set[str]],
         num_samples: int,
     ) -> None:
         self.name = reference.name
         self._branch = "expressive" if reference.by_default else None
-        self._sampler = GradientSampler(reference.loss, *programs)
+        self._sampler = GradientSampler(reference.loss, programs)
         self.moments = GradientMoments(roles, {})
         self.loss = Running()
         with self._on_branch():
@@ -100,7 +105,7 @@ def is_constant(sample: GradientSample, draw: Callable[[], GradientSample]) -> b
         return False
     again = draw()
     same_loss = sample.loss == again.loss or sample.loss != sample.loss
-    return not again.drew and same_loss and _equal(sample.gradient, again.gradient)
+    return not again.drew and same_loss and _equal(flat(sample.gradient), flat(again.gradient))
 
 
 def _equal(a: Gradient, b: Gradient) -> bool:
@@ -108,12 +113,7 @@ def _equal(a: Gradient, b: Gradient) -> bool:
 
 
 def candidates(
-    reference: Any,
-    losses: Mapping[str, Loss],
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
+    reference: Any, losses: Mapping[str, Loss], programs: Programs
 ) -> Iterator[Reference]:
     """References in the order in which they are tried.
 
@@ -124,7 +124,7 @@ def candidates(
     if reference is not None:
         yield named(reference, losses)
         return
-    if _is_exact(model, guide, args, kwargs):
+    if _is_exact(programs):
         yield Reference("SilentELBO()", SilentELBO(), by_default=True)
     loss = LeaveOneOutELBO(num_particles=_PARTICLES)
     yield Reference(f"LeaveOneOutELBO(num_particles={_PARTICLES})", loss, by_default=True)
@@ -147,10 +147,10 @@ def named(reference: Any, losses: Mapping[str, Loss]) -> Reference:
     return Reference(name, reference)
 
 
-def _is_exact(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> bool:
+def _is_exact(programs: Programs) -> bool:
     """Whether SilentELBO samples nothing, on the branch of twins that is the user's model."""
     try:
         with branch("expressive"):
-            return explain_run(Experiment(model, guide, args, kwargs, None)).is_silent
+            return explain_run(Experiment(*programs[:4], None)).is_silent
     except Exception:  # whatever it is, this loss does not take these programs
         return False

@@ -22,23 +22,23 @@ from pyro_silent.errors import ConfigurationError
 class TrainedTensors(Messenger):
     """Watches programs while they run, and knows their parameters and modules.
 
-    Entered as a context, around everything. Parameters are known by the name of their site, be they in
-    Pyro's param store or local to a module; buffers, and parameters of modules that have no site, by
-    their place in the modules that ran in :meth:`meet`.
+    Entered as a context, around everything: at its end all have the values, and the ``.grad``, that they
+    were found with. Parameters are known by the names of their sites, be they in Pyro's param store or
+    local to a module; buffers, and parameters of modules that have no site, by their places in the
+    modules that ran in :meth:`meet`.
 
     :param programs: models and guides.
-    :param put_aside: told of a leaf that has a ``.grad``, to take it away and give it back in the end.
     :ivar stepping: leaves that were met since :meth:`clear_step`.
     :ivar waiting: values for parameters of the param store that are still to be made, by name.
     :ivar on_met: told of a name and a leaf when a site is met.
     """
 
-    def __init__(self, *programs: Callable, put_aside: Callable[[Tensor], None]) -> None:
+    def __init__(self, *programs: Callable) -> None:
         super().__init__()
-        self._put_aside = put_aside
         self._programs = programs
         self._leaves: dict[str, Tensor] = {}
         self._found = WeakTensorKeyDictionary()
+        self._gradients = WeakTensorKeyDictionary()
         self._without_gradient = WeakTensorKeyDictionary()
         self._roots: list[nn.Module] = []
         self._modules: dict[int, nn.Module] = {}
@@ -61,7 +61,9 @@ class TrainedTensors(Messenger):
     def __exit__(self, *exception: Any) -> None:
         self._hook.remove()
         super().__exit__(*exception)
-        self.restore()
+        self._restore_values()
+        for leaf, gradient in self._gradients.items():
+            leaf.grad = gradient
         for tensor in self._without_gradient:
             tensor.requires_grad_(False)
 
@@ -84,7 +86,8 @@ class TrainedTensors(Messenger):
         if leaf not in self._found:
             self._found[leaf] = leaf.detach().clone()
             if leaf.grad is not None:
-                self._put_aside(leaf)
+                self._gradients[leaf] = leaf.grad
+                leaf.grad = None
 
     def _pyro_param(self, msg: Any) -> None:
         store = pyro.get_param_store()
@@ -108,7 +111,7 @@ class TrainedTensors(Messenger):
             return
         self._note(leaf)
         self._leaves[msg["name"]] = leaf
-        if _of_store(msg["name"]) is leaf:
+        if pyro.get_param_store().param_name(leaf) == msg["name"]:
             self._in_store.add(msg["name"])
         self.stepping[id(leaf)] = leaf
         if self.on_met is not None:
@@ -126,20 +129,20 @@ class TrainedTensors(Messenger):
         finally:
             self._forget()
             self._modules, self._roots = modules, roots
-            self.restore()
+            self._restore_values()
+            for leaf in self._found:
+                leaf.grad = None
 
     def _forget(self) -> None:
         self.on_met = None
         for known in (self._leaves, self._in_store, self._slots, self.stepping, self.waiting):
             known.clear()
 
-    def restore(self) -> None:
-        """Give all leaves their values back, without gradients."""
+    def _restore_values(self) -> None:
         with torch.no_grad():
             for leaf, values in self._found.items():
                 if not torch.equal(leaf, values):
                     leaf.copy_(values)
-                leaf.grad = None
 
     def meet(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Run the programs once, which makes their parameters; buffers keep their values."""
@@ -179,8 +182,9 @@ class TrainedTensors(Messenger):
     def parameters(self) -> dict[str, Tensor]:
         """The leaves of this run by the names of their sites."""
         # a loss may have put another tensor there, as running means of baselines are
+        store = dict(pyro.get_param_store().named_parameters())
         return {
-            name: _of_store(name, leaf) if name in self._in_store else leaf
+            name: store.get(name, leaf) if name in self._in_store else leaf
             for name, leaf in self._leaves.items()
         }
 
@@ -188,11 +192,6 @@ class TrainedTensors(Messenger):
         """Buffers, and parameters that had no site, of the modules that ran in :meth:`meet`."""
         tensors = [container.get(key) for container, key in self._slots]
         return [tensor for tensor in tensors if tensor is not None]
-
-
-def _of_store(name: str, default: Any = None) -> Any:
-    """The unconstrained parameter of a name in Pyro's param store."""
-    return dict(pyro.get_param_store().named_parameters()).get(name, default)
 
 
 @contextmanager

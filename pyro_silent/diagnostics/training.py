@@ -145,10 +145,7 @@ def train_and_compare(
         raise ConfigurationError(
             f"initialize: got {initialize!r}, expected a function without arguments, or None."
         )
-    with (
-        undisturbed(model, guide) as put_aside,
-        TrainedTensors(model, guide, put_aside=put_aside) as tensors,
-    ):
+    with TrainedTensors(model, guide) as tensors, undisturbed(model, guide):
         measure = _look(model, guide, optim, data, held_out, yardstick, tensors)
         plan = Plan(
             model,

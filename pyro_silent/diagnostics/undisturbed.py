@@ -19,9 +19,7 @@ from pyro_silent.elbo.run import _PREPARED
 
 
 @contextmanager
-def undisturbed(
-    *programs: Callable, tensors: Iterable[Tensor] = ()
-) -> Iterator[Callable[[Tensor], None]]:
+def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator[Surroundings]:
     """Inside, programs may run and losses be differentiated; outside, nothing shows of it.
 
     Restored are the random state of torch (all its devices in use), numpy and Python; Pyro's settings
@@ -36,26 +34,26 @@ def undisturbed(
 
     :param programs: models and guides, also wrapped by handlers of ``pyro.poutine``.
     :param tensors: others whose ``.grad`` is restored, for example arguments of the programs.
-    :return: a function that puts aside the ``.grad`` of one more tensor, found inside.
+    :return: what is restored, to which tensors found inside can be added.
     """
     store = pyro.get_param_store()
-    modules = _Modules()
+    surroundings = Surroundings()
     for tensor in (*store.get_state()["params"].values(), *tensors):
-        modules.remember_gradient(tensor)
+        surroundings.remember_gradient(tensor)
     for program in programs:
-        modules.remember(program)
-        modules.remember(poutine.unwrap(program))
-        modules.remember(getattr(program, "__self__", None))
+        surroundings.remember(program)
+        surroundings.remember(poutine.unwrap(program))
+        surroundings.remember(getattr(program, "__self__", None))
     prepared = list(_PREPARED)
     state, settings = _random_state(), pyro.settings.get()
     # modules that the programs hold in a closure
-    hook = register_module_forward_pre_hook(lambda module, args: modules.remember(module))
+    hook = register_module_forward_pre_hook(lambda module, args: surroundings.remember(module))
     try:
-        with store.scope(store.get_state()), torch.enable_grad():
-            yield modules.remember_gradient
+        with store.scope(store.get_state()), torch.inference_mode(False), torch.enable_grad():
+            yield surroundings
     finally:
         hook.remove()
-        modules.restore()
+        surroundings.restore()
         _PREPARED.clear()
         _PREPARED.update(prepared)
         pyro.settings.set(**settings)
@@ -73,13 +71,16 @@ def _restore_random_state(state: tuple) -> None:
     random.setstate(of_python)
 
 
-class _Modules:
-    """What modules were made of when they were first seen."""
+_HOOKS = "_post_accumulate_grad_hooks"
+
+
+class Surroundings:
+    """What modules were made of when they were first seen, and ``.grad`` of tensors."""
 
     def __init__(self) -> None:
         self._containers: dict[int, tuple[Any, Any]] = {}
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._gradients: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._gradients: dict[int, tuple[Tensor, Tensor | None, Any]] = {}
 
     def remember(self, module: Any) -> None:
         """Note the state of a module and of all modules in it, unless that was done before."""
@@ -95,10 +96,16 @@ class _Modules:
                     self.remember_gradient(parameter)
 
     def remember_gradient(self, tensor: Tensor) -> None:
-        """Put the ``.grad`` of a leaf aside, unless that was done before."""
+        """Put the ``.grad`` of a leaf aside, unless that was done before.
+
+        And hooks that run when it has one: some step an optimizer.
+        """
         if tensor.is_leaf and id(tensor) not in self._gradients:
-            self._gradients[id(tensor)] = tensor, tensor.grad
+            hooks = getattr(tensor, _HOOKS)
+            self._gradients[id(tensor)] = tensor, tensor.grad, hooks
             tensor.grad = None
+            if hooks is not None:
+                setattr(tensor, _HOOKS, None)
 
     def _note(self, container: Any) -> None:
         if id(container) in self._containers:
@@ -120,9 +127,15 @@ class _Modules:
             else:
                 container.clear()
                 container.update(items)
+        self.restore_buffers()
+        for tensor, gradient, hooks in self._gradients.values():
+            tensor.grad = gradient
+            if hooks is not None:
+                setattr(tensor, _HOOKS, hooks)
+
+    def restore_buffers(self) -> None:
+        """Give buffers that were written to their values back."""
         for buffer, values in self._buffers.values():
             if not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.copy_(values)
-        for tensor, gradient in self._gradients.values():
-            tensor.grad = gradient
