@@ -108,12 +108,14 @@ class Bit:
     log q(z) - log p(z) - log N(x; w z, 0.7) at z, and the gradient value (z - q) at theta.
     """
 
-    theta, w, x, scale, prior = 0.4, 1.3, 0.8, 0.7, 0.3
+    theta, w, x, scale, prior = 1.0, 2.0, 1.5, 0.7, 0.3
 
     def model(self) -> None:
         z = pyro.sample("z", dist.Bernoulli(torch.tensor(self.prior, dtype=torch.float64)))
         w = pyro.param("w", torch.tensor(self.w, dtype=torch.float64))
-        pyro.sample("x", dist.Normal(w * z, self.scale), obs=torch.tensor(self.x).double())
+        pyro.sample(
+            "x", dist.Normal(w * z, self.scale), obs=torch.tensor(self.x, dtype=torch.float64)
+        )
 
     def guide(self) -> None:
         theta = pyro.param("theta", torch.tensor(self.theta, dtype=torch.float64))

@@ -64,7 +64,7 @@ def figures(g: Array, r: Array, s: Array) -> dict[str, float]:
     """
     noise, bias = noise_terms(g), bias_terms(g, r, s)
     std = math.sqrt(np.var(g, axis=0, ddof=1).sum())
-    squared_bias = max(along_earlier(g - r, g - s), 0.0)
+    bias_square = along_earlier(g - r, g - s)
     return {
         "norm": math.sqrt(max(along_earlier(g, g), 0.0)),
         "std": std,
@@ -72,7 +72,8 @@ def figures(g: Array, r: Array, s: Array) -> dict[str, float]:
         "mean_se": std / math.sqrt(len(g)),
         "bias": bias.mean(),
         "bias_se": standard_error(bias),
-        "rmse": math.sqrt(std**2 + squared_bias),
+        "bias_square": bias_square,
+        "rmse": math.sqrt(std**2 + max(bias_square, 0.0)),
         "product": np.mean(g @ s),
         "square": np.mean(np.sum(g**2, axis=1)),
     }
