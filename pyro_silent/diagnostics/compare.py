@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_silent.diagnostics.comparison import Comparison
+from pyro_silent.diagnostics.comparison_rows import comparison_of
 from pyro_silent.diagnostics.gradient_sampler import Programs
 from pyro_silent.diagnostics.losses import Loss, check_losses
 from pyro_silent.diagnostics.measurement import FOR_PREPARATION, Measurement
@@ -109,7 +110,7 @@ def compare(
         measurement.prepare(reference)
         measurement.draw(progress)
         measurement.measure_costs(measure_memory)
-    return measurement.comparison()
+    return comparison_of(measurement)
 
 
 def _check_arguments(args: Any, kwargs: Any, num_samples: Any, seed: Any) -> dict[str, Any]:

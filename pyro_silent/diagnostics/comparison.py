@@ -12,6 +12,9 @@ from pyro_silent.diagnostics.advice import advice
 from pyro_silent.diagnostics.comparison_picture import draw_comparison
 from pyro_silent.diagnostics.tables import html_table, number, text_table, write_csv
 
+WHOLE = ("all", "guide", "model")
+"""Groups of parameters that are not one parameter."""
+
 _HEADER = (
     "Loss",
     "value",
@@ -44,9 +47,9 @@ class Comparison:
           samples found: without bias it has mean zero, may be negative, and is standard normal over
           its standard error;
         - ``biased``, ``biased_in``: whether ``grad_bias`` is more than 3 standard errors (more if
-          samples are few) and more than rounding can do, among all parameters, the guide's or the
-          model's, and the names of those groups. Of 250 unbiased losses it is for one; for more if
-          gradients are so skewed that the mean of the samples is not nearly normal;
+          samples are few, and for parameters one by one) and more than rounding can do, and where:
+          the groups "all", "guide", "model", or else names of parameters. Of 200 unbiased losses
+          it is for one; for more if gradients are so skewed that means are not nearly normal;
         - ``exact``: whether it draws no random numbers and comes to the same result every time;
         - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;
         - ``grad_cosine``: of the angle between the two;
@@ -95,8 +98,9 @@ class Comparison:
         return "".join([*parts, *(f"<p>{_escaped(line)}</p>" for line in self._prose())])
 
     def _groups_shown(self) -> list[dict[str, Any]]:
-        """Guide and model; the parameters one by one are in ``groups``."""
-        return [group for group in self.groups if group["group"] in ("guide", "model")]
+        """Guide and model, unless there is but one; the parameters one by one are in ``groups``."""
+        shown = [group for group in self.groups if group["group"] in ("guide", "model")]
+        return shown if len({group["group"] for group in shown}) == 2 else []
 
     def _prose(self) -> list[str]:
         errors = [f"{row['name']} failed: {row['error']}" for row in self.rows if row["error"]]
@@ -129,7 +133,7 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
     peak = row["peak_bytes"]
     return [
         row["name"],
-        number(row["loss_mean"], 6),
+        number(row["loss_mean"], _digits(row["loss_mean"], row["loss_std"])),
         number(row["loss_std"]),
         *_gradient_cells(row),
         number(1e3 * row["seconds_per_step"]),
@@ -139,7 +143,9 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
 
 
 def _group_cells(group: dict[str, Any]) -> Sequence[str]:
-    return [group["name"], group["group"], number(group["grad_norm"]), *_gradient_cells(group)]
+    norm = group["grad_norm"]
+    hidden = norm == 0 < group["grad_std"]  # below the noise
+    return [group["name"], group["group"], "-" if hidden else number(norm), *_gradient_cells(group)]
 
 
 def _gradient_cells(row: dict[str, Any]) -> list[str]:
@@ -160,7 +166,9 @@ def _verdict(row: dict[str, Any]) -> str:
     if not row["biased"]:
         return "no"
     where = row.get("biased_in", ("all",))
-    return "yes" if "all" in where else ", ".join(where)
+    if "all" in where:
+        return "yes"
+    return ", ".join(where) if set(where) <= {"guide", "model"} else "in part"
 
 
 def _with_error(value: float, error: float) -> str:
@@ -169,6 +177,13 @@ def _with_error(value: float, error: float) -> str:
     if error == 0:
         return number(value)
     return f"{number(value)} ± {'?' if math.isnan(error) else number(error, 2)}"
+
+
+def _digits(mean: float, spread: float) -> int:
+    """As many as a hundredth of the spread needs, and six of a mean without spread."""
+    if not (spread > 0 and math.isfinite(spread) and math.isfinite(mean) and mean != 0):
+        return 6
+    return max(3, math.floor(math.log10(abs(mean))) - math.floor(math.log10(spread)) + 3)
 
 
 def _known(value: float) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_silent.diagnostics.gradient_sampler import Gradient
 from pyro_silent.diagnostics.running import Array, Running
 
-_CHUNK = 2**16
+_CHUNK = 2**15
 _GROUPS = ("all", "guide", "model")
 
 
@@ -94,7 +94,7 @@ class GradientMoments:
         It is not kept: only the figure that it adds to is.
         """
         with np.errstate(invalid="ignore", over="ignore"):
-            self._offset = self._by_group(self._met(gradient))[_G_S, _M_S]
+            self._offset = self._by_group(self._met(gradient))[_GS_MS]
 
     def add(self, gradient: Gradient) -> None:
         """One sample; parameters that are missing have gradient zero."""
@@ -123,13 +123,13 @@ class GradientMoments:
         return vectors
 
     def _by_group(self, sample: Gradient) -> Array:
-        """Inner products of each group, shape [6, 6, groups]."""
+        """Inner products of each group, shape [6, groups]."""
         by_parameter = [
             _inner_products(sample.get(name), mean, self._reference_mean.get(name))
             for name, mean in self.mean.items()
         ]
         if not by_parameter:
-            return np.zeros((_ROWS, _ROWS, len(_GROUPS)))
+            return np.zeros((_PRODUCTS, len(_GROUPS)))
         device = by_parameter[0].device  # one transfer for all
         products = torch.stack([p.to(device) for p in by_parameter], dim=-1).cpu().numpy()
         of_groups = [products[..., members].sum(-1) for members in self._membership()]
@@ -137,17 +137,17 @@ class GradientMoments:
 
     def _note(self, p: Array, earlier: int) -> None:
         """The figures of one sample from the inner products of each group."""
-        self._each.add(np.stack([p[_G, _S], p[_G, _G]], axis=1))
+        self._each.add(np.stack([p[_G_S], p[_G_G]], axis=1))
         offset, self._offset = self._offset, None
         if not earlier:
             return
-        along = p[_G_S, _M_S] - (0.0 if offset is None else _padded(offset, p.shape[-1]))
-        length = np.sqrt(p[_M_S, _M_S])
+        along = p[_GS_MS] - (0.0 if offset is None else _padded(offset, p.shape[-1]))
+        length = np.sqrt(p[_MS_MS])
         later = {
-            "noise": earlier / (earlier + 1) * p[_G_M, _G_M],
+            "noise": earlier / (earlier + 1) * p[_GM_GM],
             "bias": np.divide(along, length, out=np.zeros_like(length), where=length != 0),
             "square of bias": along,
-            "square of norm": p[_G, _M],
+            "square of norm": p[_G_M],
         }
         self._later.add(np.stack(list(later.values()), axis=1))
 
@@ -194,25 +194,31 @@ class GradientMoments:
         )
 
 
-# Rows whose inner products are taken: differences are formed before they are squared, since a small
-# difference of large squares would drown in rounding.
-_G_M, _G_S, _M_S, _G, _M, _S = range(6)
-_ROWS = 6
+# The inner products of sample g, mean m and reference s that the figures are made of. Differences are
+# formed before they are multiplied, since a small difference of large squares drowns in rounding.
+_GS_MS, _GM_GM, _MS_MS, _G_G, _G_M, _G_S = range(6)
+_PRODUCTS = 6
 
 
 def _inner_products(g: Tensor | None, m: Tensor, s: Tensor | None) -> Tensor:
-    """Inner products of g - m, g - s, m - s, g, m and s, float64, shape [6, 6].
-
-    In chunks, so that temporaries stay small.
-    """
-    total = torch.zeros(_ROWS, _ROWS, dtype=torch.float64, device=m.device)
+    """Inner products in double precision, shape [6]; in chunks, so that temporaries stay small."""
+    total = torch.zeros(_PRODUCTS, dtype=torch.float64, device=m.device)
     for start in range(0, m.numel(), _CHUNK):
-        mean = m[start : start + _CHUNK]
-        zero = torch.zeros_like(mean)
-        sample, other = (zero if x is None else x[start : start + _CHUNK] for x in (g, s))
-        rows = torch.stack([sample - mean, sample - other, mean - other, sample, mean, other])
-        rows = rows.double()  # squares of single precision overflow at 1e19
-        total += rows @ rows.T
+        mean = m[start : start + _CHUNK].double()
+        sample, other = (
+            torch.zeros_like(mean) if x is None else x[start : start + _CHUNK].double()
+            for x in (g, s)
+        )
+        g_m, g_s, m_s = sample - mean, sample - other, mean - other
+        pairs = (
+            (g_s, m_s),
+            (g_m, g_m),
+            (m_s, m_s),
+            (sample, sample),
+            (sample, mean),
+            (sample, other),
+        )
+        total += torch.stack([torch.dot(a, b) for a, b in pairs])
     return total
 
 

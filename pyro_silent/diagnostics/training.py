@@ -5,27 +5,29 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable
-from numbers import Integral
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.checkpoint import Checkpoint, described
 from pyro_silent.diagnostics.losses import Loss, check_losses
 from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors
+from pyro_silent.diagnostics.training_arguments import (
+    check_all_data,
+    check_optim,
+    check_programs,
+    checked_seeds,
+    checked_steps,
+)
 from pyro_silent.diagnostics.training_comparison import TrainingComparison
-from pyro_silent.diagnostics.training_data import Batches, check_data, fingerprint
-from pyro_silent.diagnostics.training_run import Plan, Record, Run, Start
+from pyro_silent.diagnostics.training_data import Batches, fingerprint
+from pyro_silent.diagnostics.training_record import Record
+from pyro_silent.diagnostics.training_run import Plan, Run, Start
 from pyro_silent.diagnostics.undisturbed import undisturbed
 from pyro_silent.diagnostics.yardstick import MeasureError, Yardstick, choose
-from pyro_silent.elbo.engine import check_positive_int
-from pyro_silent.errors import ConfigurationError
-
-_EVALUATIONS = 50
 
 
 def train_and_compare(
@@ -137,14 +139,11 @@ def train_and_compare(
         lower is better
     """
     losses = check_losses(elbos)
-    seeds = _checked_seeds(seeds)
-    evaluate_every = _check(
-        model, guide, optim, data, held_out, num_steps, evaluate_every, patience
-    )
-    if initialize is not None and not callable(initialize):
-        raise ConfigurationError(
-            f"initialize: got {initialize!r}, expected a function without arguments, or None."
-        )
+    different_seeds = checked_seeds(seeds)
+    check_programs(model, guide, initialize)
+    check_optim(optim)
+    check_all_data(data, held_out)
+    evaluate_every = checked_steps(num_steps, evaluate_every, patience)
     with TrainedTensors(model, guide) as tensors, undisturbed(model, guide):
         measure = _look(model, guide, optim, data, held_out, yardstick, tensors)
         plan = Plan(
@@ -159,7 +158,7 @@ def train_and_compare(
             patience,
             initialize,
         )
-        records = _Comparison(plan, seeds, tensors, checkpoint, progress).run()
+        records = _Comparison(plan, different_seeds, tensors, checkpoint, progress).run()
     return TrainingComparison.of(records, list(losses), str(measure))
 
 
@@ -270,65 +269,3 @@ class _Comparison:
             "first batch": first_batch,
             "dtype": str(torch.get_default_dtype()),
         }
-
-
-def _checked_seeds(seeds: Any) -> list[int]:
-    wanted = "expected different integers >= 0; write for example seeds=(0, 1, 2)"
-    if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
-        raise ConfigurationError(f"seeds: got {seeds!r}, {wanted}.")
-    listed = list(seeds)
-    good = all(isinstance(s, Integral) and not isinstance(s, bool) for s in listed)
-    if not listed or not good or min(map(int, listed)) < 0 or len(set(listed)) < len(listed):
-        raise ConfigurationError(f"seeds: got {listed!r}, {wanted}.")
-    return [int(seed) for seed in listed]
-
-
-def _check(
-    model: Any,
-    guide: Any,
-    optim: Any,
-    data: Any,
-    held_out: Any,
-    num_steps: Any,
-    evaluate_every: Any,
-    patience: Any,
-) -> int:
-    """Refuse arguments that make no sense; returns after how many steps to evaluate."""
-    for argument, program in (("model", model), ("guide", guide)):
-        if not callable(program):
-            raise ConfigurationError(f"{argument}: got {program!r}, expected a callable.")
-    _check_optim(optim)
-    check_data("data", data)
-    if held_out is not None:
-        check_data("held_out", held_out)
-    elif not hasattr(data, "__len__"):
-        raise ConfigurationError(
-            f"held_out: got None, and data, of type {type(data).__name__}, has no length and so may "
-            "never end; write held_out=[...], a list of batches."
-        )
-    check_positive_int("num_steps", num_steps)
-    if patience is not None:
-        check_positive_int("patience", patience)
-    if evaluate_every is None:
-        return -(-num_steps // _EVALUATIONS)
-    check_positive_int("evaluate_every", evaluate_every)
-    return int(evaluate_every)
-
-
-def _check_optim(optim: Any) -> None:
-    wanted = "expected one of pyro.optim that has not been used"
-    if isinstance(optim, Optimizer) or (isinstance(optim, type) and issubclass(optim, Optimizer)):
-        name = optim.__name__ if isinstance(optim, type) else type(optim).__name__
-        settings = {"lr": 0.01} if isinstance(optim, type) else {"lr": optim.defaults.get("lr")}
-        raise ConfigurationError(
-            f"optim: got {name} of torch.optim, {wanted}; write pyro.optim.{name}({settings})."
-        )
-    if not isinstance(optim, PyroOptim):
-        raise ConfigurationError(
-            f'optim: got {optim!r}, {wanted}; write pyro.optim.Adam({{"lr": 0.01}}).'
-        )
-    if optim.optim_objs:
-        raise ConfigurationError(
-            f"optim: got one that holds the state of {len(optim.optim_objs)} parameters, {wanted}; "
-            'make it anew, for example pyro.optim.Adam({"lr": 0.01}).'
-        )

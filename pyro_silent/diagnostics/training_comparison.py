@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import bisect
 import html
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro_silent.diagnostics.tables import html_table, number, text_table, write_csv
+from pyro_silent.diagnostics.training_advice import advice
 from pyro_silent.diagnostics.training_picture import draw
+from pyro_silent.diagnostics.training_record import Record
 from pyro_silent.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from pyro_silent.diagnostics.training_run import Record
-
 _HEADER = ("Loss", "Final", "+- seeds", "Best", "Steps", "Seconds", "Seeds")
-
-_ROUNDING = 1e-6
-# Student's t by degrees of freedom: beyond it 1 % of the time, on both sides together, by chance
-_T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250}
-_T |= {10: 3.169, 12: 3.055, 15: 2.947, 20: 2.845, 30: 2.750, 60: 2.660, 120: 2.617}
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class TrainingComparison:
         the mean of these differences is beyond Student's t of 1 % (both sides) times its standard
         error, and beyond rounding. Losses with a failed run are left out.
         """
-        return _advice(self.rows, self.runs)
+        return advice(self.rows, self.runs)
 
     def __repr__(self) -> str:
         names = ", ".join(row["name"] for row in self.rows)
@@ -167,7 +160,16 @@ def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _told(runs: list[dict[str, Any]], key: str) -> str | None:
-    return "; ".join(f"seed {run['seed']}, {run[key]}" for run in runs if run[key]) or None
+    """What is said of runs, with the seeds of those of which it is."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        if run[key]:
+            seeds.setdefault(run[key].rstrip("."), []).append(str(run["seed"]))
+    told = [
+        f"seed{'s' if len(those) > 1 else ''} {', '.join(those)}: {text}"
+        for text, those in seeds.items()
+    ]
+    return "; ".join(told) or None
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -180,70 +182,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
         number(row["seconds_mean"]),
         str(row["num_seeds"]),
     ]
-
-
-def _advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
-    finals = {
-        row["name"]: [run["final"] for run in runs if run["name"] == row["name"]]
-        for row in rows
-        if row["error"] is None and row["final_mean"] is not None
-    }
-    finals = {name: values for name, values in finals.items() if all(map(math.isfinite, values))}
-    if not finals:
-        return "No loss was trained to the end."
-    if len(finals) == 1:
-        (name,) = finals
-        return f'Only "{name}" was trained to the end: there is nothing to compare it with.'
-    best = min(finals, key=lambda name: math.fsum(finals[name]))
-    higher, level = [], []
-    for name, values in finals.items():
-        if name == best:
-            continue
-        mean, error = _difference(values, finals[best])
-        if _is_tie(values, finals[best]):
-            level.append(f'"{name}"')
-        elif len(values) == 1:
-            higher.append(f'"{name}" by {number(mean)}')
-        elif mean > _t_of(len(values) - 1) * error:
-            higher.append(f'"{name}" by {number(mean)} +- {number(error, 2)}')
-        else:
-            level.append(f'"{name}" ({number(mean)} +- {number(error, 2)} higher)')
-    if len(finals[best]) == 1:
-        told = [f'"{best}" ended lowest'] if higher else []
-        told += [f"{' and '.join(higher)} higher"] if higher else []
-        told += [f'{", ".join(level)} level with "{best}"'] if level else []
-        return (
-            "; ".join(told) + ". With one seed the spread between seeds is unknown, so this may be "
-            "chance; write seeds=(0, 1, 2, 3, 4) to find out."
-        )
-    told = []
-    if higher:
-        told.append(
-            f'"{best}" ended lower than {", ".join(higher)}, beyond chance at the 1 % level'
-        )
-    if level:
-        told.append(f'not told apart from "{best}": {", ".join(level)}')
-    text = "; ".join(told)
-    return f"Over {len(finals[best])} seeds, {text}."
-
-
-def _difference(values: list[float], others: list[float]) -> tuple[float, float]:
-    """Mean difference by seed and its standard error, nan for one seed."""
-    differences = [a - b for a, b in zip(values, others, strict=True)]
-    mean = math.fsum(differences) / len(differences)
-    if len(differences) == 1:
-        return mean, math.nan
-    return mean, statistics.stdev(differences) / math.sqrt(len(differences))
-
-
-def _is_tie(values: list[float], others: list[float]) -> bool:
-    """Whether two losses end alike up to rounding, at every seed."""
-    return all(
-        math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
-        for a, b in zip(values, others, strict=True)
-    )
-
-
-def _t_of(freedom: int) -> float:
-    known = list(_T)
-    return _T[known[bisect.bisect_right(known, freedom) - 1]]

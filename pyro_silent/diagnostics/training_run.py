@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pyro_silent.diagnostics.losses import Loss, copy_of
 from pyro_silent.diagnostics.random_stream import go_to, random_now, seed_everything
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors, write
 from pyro_silent.diagnostics.training_data import Batches, fingerprint
+from pyro_silent.diagnostics.training_record import Record
 from pyro_silent.diagnostics.yardstick import MeasureError, Yardstick
 from pyro_silent.errors import ConfigurationError
 
@@ -60,31 +61,6 @@ class Start:
     parameters: dict[str, Tensor]
     others: list[Tensor]
     batch: str
-
-
-@dataclass
-class Record:
-    """What came of a run.
-
-    :ivar curve: one dict for each evaluation: step, seconds, loss, yardstick.
-    :ivar steps: how many were taken; so for ``seconds``.
-    :ivar stopped: why it ended early; None if it did not.
-    :ivar error: what went wrong; None if nothing did.
-    """
-
-    name: str
-    seed: int
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    steps: int = 0
-    seconds: float = 0.0
-    stopped: str | None = None
-    error: str | None = None
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The first of the best evaluations; None before there is one that is finite."""
-        finite = [point for point in self.curve if math.isfinite(point["yardstick"])]
-        return min(finite, key=lambda point: point["yardstick"], default=None)
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
         surroundings.remember(getattr(program, "__self__", None))
     prepared = list(_PREPARED)
     state, settings = _random_state(), pyro.settings.get()
+    logger = logging.getLogger("pyro")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
     # modules that the programs hold in a closure
     hook = register_module_forward_pre_hook(lambda module, args: surroundings.remember(module))
     try:
@@ -57,6 +61,7 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
         _PREPARED.clear()
         _PREPARED.update(prepared)
         pyro.settings.set(**settings)
+        logger.setLevel(level)
         _restore_random_state(state)
 
 

@@ -1,0 +1,189 @@
+"""The figures of a measurement as rows, with verdicts on biases and remarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pyro.infer import RenyiELBO, ReweightedWakeSleep
+
+from pyro_silent.diagnostics.comparison import WHOLE, Comparison
+from pyro_silent.diagnostics.gradient_moments import GradientFigures
+from pyro_silent.diagnostics.measurement import MeasuredLoss, Measurement
+from pyro_silent.elbo.annealed import AnnealedELBO
+
+_DEVIATE = 3.0
+_OTHER_OBJECTIVES = {
+    AnnealedELBO: "a blend of two losses",
+    RenyiELBO: "a Rényi bound",
+    ReweightedWakeSleep: "the wake and sleep objectives",
+}
+
+
+def comparison_of(measurement: Measurement) -> Comparison:
+    """All figures of a measurement."""
+    return _Rows(measurement).comparison()
+
+
+class _Rows:
+    def __init__(self, measurement: Measurement) -> None:
+        self._measurement = measurement
+        self._reference = measurement.reference
+        self._measured = {
+            name: measured
+            for name, measured in measurement.measured.items()
+            if name not in measurement.errors
+        }
+
+    def comparison(self) -> Comparison:
+        rows = [self._row(name) for name in self._measurement.losses]
+        groups = [
+            {"name": name, "group": group, **self._gradient_row(measured, group)}
+            for name, measured in self._measured.items()
+            for group in measured.moments.groups[1:]
+        ]
+        reference = {} if self._reference is None else self._reference.row()
+        return Comparison(rows, groups, reference, tuple(self._notes(rows)))
+
+    def _row(self, name: str) -> dict[str, Any]:
+        """All figures of one loss."""
+        if name not in self._measured:
+            return {"name": name, **_NO_FIGURES, "error": self._measurement.errors[name]}
+        measured, cost = self._measured[name], self._measurement.costs[name]
+        gradient = self._gradient_row(measured, "all")
+        biased_in = self._biased_groups(measured)
+        variance, seconds = gradient["grad_std"] ** 2, cost.seconds
+        variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
+        return {
+            "name": name,
+            "loss_mean": float(measured.loss.mean[0]),
+            "loss_std": float(measured.loss.std[0]),
+            **gradient,
+            "biased": bool(biased_in),
+            "biased_in": biased_in,
+            "exact": measured.exact,
+            "seconds_per_step": seconds,
+            "seconds_se": cost.seconds_se,
+            "peak_bytes": self._measurement.peaks[name],
+            "efficiency": variance * seconds,
+            "efficiency_se": math.hypot(variance_se * seconds, variance * cost.seconds_se),
+            "num_samples": measured.loss.count,
+            "error": None,
+        }
+
+    def _gradient_row(self, measured: MeasuredLoss, group: str) -> dict[str, Any]:
+        """The ``grad_`` figures of a group, and the verdict on its bias."""
+        found = measured.moments.figures(group)
+        bias, bias_se, biased = self._bias(found, measured, self._deviate(group))
+        return {
+            "grad_norm": found.norm,
+            "grad_std": found.std,
+            "grad_std_se": found.std_se,
+            "grad_bias": bias,
+            "grad_bias_se": bias_se,
+            "grad_rmse": math.nan if math.isnan(bias) else found.rmse,
+            "grad_cosine": self._cosine(found, group),
+            "biased": biased,
+        }
+
+    def _biased_groups(self, measured: MeasuredLoss) -> tuple[str, ...]:
+        """Where a bias was found: among all parameters, the guide's, the model's, or else in some."""
+        groups = measured.moments.groups
+        found = [group for group in groups if self._gradient_row(measured, group)["biased"]]
+        return tuple([group for group in found if group in WHOLE] or found)
+
+    def _deviate(self, group: str) -> float:
+        """How many standard errors a bias must have; more where many parameters are tried one by one.
+
+        The tail of a normal variable falls as exp(-x^2 / 2), so x^2 = 9 + 2 log(m) keeps the chance of
+        one among m about as small as that of a single one beyond 3.
+        """
+        if group in WHOLE:
+            return _DEVIATE
+        tried = sum(len(measured.moments.groups) for measured in self._measured.values())
+        return math.sqrt(_DEVIATE**2 + 2 * math.log(tried))
+
+    def _bias(
+        self, found: GradientFigures, measured: MeasuredLoss, deviate: float
+    ) -> tuple[float, float, bool]:
+        """The bias, its standard error, and whether it is beyond chance and beyond rounding.
+
+        Rounding is sqrt(epsilon) of the whole gradient, or 10 epsilon of the loss where the gradient
+        vanishes. One that is beyond both is told as the norm that it has: then its direction is known
+        well enough to be there, but perhaps not well enough to show all of it.
+        """
+        if self._reference is None:
+            return math.nan, math.nan, False
+        bias, se = found.bias, found.bias_se
+        if se == 0 and not (measured.exact and self._reference.exact):
+            return bias, math.nan, False  # as many equal draws say nothing of rarer ones
+        epsilon, whole = measured.moments.epsilon, self._reference.moments.figures().norm
+        rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
+        if not (bias > rounding and bias > _limit(deviate, measured.loss.count) * se):
+            return bias, se, False
+        scale = max(math.sqrt(max(found.bias_square, 0.0)) / bias, 1.0)
+        return bias * scale, se * scale, True
+
+    def _cosine(self, found: GradientFigures, group: str) -> float:
+        if self._reference is None or group not in self._reference.moments.groups:
+            return math.nan
+        signal = found.square * self._reference.moments.figures(group).norm ** 2
+        if not signal > 0:
+            return math.nan
+        return min(max(found.product / math.sqrt(signal), -1.0), 1.0)
+
+    def _notes(self, rows: list[dict[str, Any]]) -> Iterator[str]:
+        yield from self._measurement.notes
+        for row in rows:
+            if row["error"] is None:
+                yield from self._notes_on(row)
+
+    def _notes_on(self, row: dict[str, Any]) -> Iterator[str]:
+        """Remarks on one loss."""
+        name, square = row["name"], self._measured[row["name"]].moments.figures().square
+        if not math.isfinite(row["grad_std"]):
+            yield f"{name} gave values or gradients that are not finite."
+        elif row["grad_std"] == 0 and not row["exact"] and square > 0:
+            yield (
+                f"{name} drew random numbers, but all {row['num_samples']} gradients were equal: what "
+                "happens more rarely was not seen."
+            )
+        if not row["biased"]:
+            return
+        if not set(row["biased_in"]) & set(WHOLE):
+            yield f"{name} is biased in {_shortened(row['biased_in'])}."
+        for kind, objective in _OTHER_OBJECTIVES.items():
+            if isinstance(self._measurement.losses[name], kind):
+                yield f"{name} follows {objective}: its bias is the distance from there to the reference."
+
+
+_NO_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("loss_mean", "loss_std", "grad_norm", "grad_std", "grad_std_se"), math.nan),
+    **dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan),
+    "biased": False,
+    "biased_in": (),
+    "exact": False,
+    "seconds_per_step": math.nan,
+    "seconds_se": math.nan,
+    "peak_bytes": None,
+    "efficiency": math.nan,
+    "efficiency_se": math.nan,
+    "num_samples": 0,
+}
+
+
+def _limit(deviate: float, count: int) -> float:
+    """How many standard errors are as rare for few samples as some for a normal variable.
+
+    The quantile of Student's t by the inverse of the approximation of Wallace (1959).
+    """
+    degrees = count - 2  # n samples give n - 1 terms
+    scaled = deviate * (8 * degrees + 3) / (8 * degrees + 1)
+    return math.sqrt(degrees * math.expm1(min(scaled**2 / degrees, 700.0)))
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - 3} more parameters" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
