@@ -415,9 +415,9 @@ def test_failures_stay_in_their_row():
     }
     comparison = train(losses, seeds=(5,))
     rows = {row["name"]: row for row in comparison.rows}
-    assert rows["raising"]["error"] == "seed 5, step 5: RuntimeError: no more"
-    assert rows["nan"]["error"] == "seed 5, step 1: the loss is nan"
-    assert rows["infinite"]["error"] == "seed 5, step 1: the loss is inf"
+    assert rows["raising"]["error"] == "seed 5: step 5: RuntimeError: no more"
+    assert rows["nan"]["error"] == "seed 5: step 1: the loss is nan"
+    assert rows["infinite"]["error"] == "seed 5: step 1: the loss is inf"
     assert rows["good"]["error"] is None and rows["good"]["num_seeds"] == 1
     assert rows["nan"]["num_seeds"] == 0 and rows["nan"]["final_mean"] is None
     assert [p["step"] for p in comparison.curves if p["name"] == "raising"] == [0, 3]
@@ -454,7 +454,7 @@ def test_patience_ends_a_run_that_gets_no_better():
     (run,) = comparison.runs
     assert run["stopped"] == "step 5: no new best in 3 evaluations since step 2"
     assert (run["steps"], run["final"], run["best"], run["best_step"]) == (5, 8.0, 3.0, 2)
-    assert comparison.rows[0]["stopped"] == f"seed 0, {run['stopped']}"
+    assert comparison.rows[0]["stopped"] == f"seed 0: {run['stopped']}"
     assert comparison.rows[0]["steps_mean"] == 5 and "stopped early" in str(comparison)
 
 

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 
 from pyro_silent import ConfigurationError, TrainingComparison
-from pyro_silent.diagnostics.training_comparison import _t_of
-from pyro_silent.diagnostics.training_run import Record
+from pyro_silent.diagnostics.training_advice import student_t
+from pyro_silent.diagnostics.training_record import Record
 
 
 def record(name: str, seed: int, *values: float, **options) -> Record:
@@ -66,18 +66,25 @@ def test_rows(mixed):
         "stopped": None,
         "error": None,
     }
-    assert trace["stopped"] == "seed 0, step 10: no new best" and trace["steps_mean"] == 15
-    assert broken["error"] == "seed 0, step 11: the loss is nan"
+    assert trace["stopped"] == "seed 0: step 10: no new best" and trace["steps_mean"] == 15
+    assert broken["error"] == "seed 0: step 11: the loss is nan"
     assert (broken["final_mean"], broken["final_std"], broken["num_seeds"]) == (7.0, None, 1)
     assert [run["best_step"] for run in mixed.runs if run["name"] == "silent"] == [20, 10]
+
+
+def test_seeds_of_which_the_same_is_said_stand_together():
+    failed = [record("a", seed, 1.0, error="step 1: no.") for seed in (0, 3)]
+    other = record("a", 5, 1.0, error="step 2: never")
+    (row,) = TrainingComparison.of([*failed, other], ["a"], "exact").rows
+    assert row["error"] == "seeds 0, 3: step 1: no; seed 5: step 2: never"
 
 
 def test_text_and_html(mixed):
     lines = str(mixed).splitlines()
     assert lines[0].split() == ["Loss", "Final", "+-", "seeds", "Best", "Steps", "Seconds", "Seeds"]
     assert lines[2].split() == ["silent", "3.0000", "1.4", "2.7500", "20", "1.00", "2"]
-    assert lines[5] == '"broken" failed: seed 0, step 11: the loss is nan.'
-    assert lines[6] == '"trace" stopped early: seed 0, step 10: no new best.'
+    assert lines[5] == '"broken" failed: seed 0: step 11: the loss is nan.'
+    assert lines[6] == '"trace" stopped early: seed 0: step 10: no new best.'
     assert lines[7] == "Yardstick: exact -ELBO."
     assert lines[8] == mixed.advice and '"broken"' not in mixed.advice
     page = compared({"<b>": [1.0], "b": [2.0]})._repr_html_()
@@ -109,7 +116,7 @@ def test_text_and_html(mixed):
         (
             {"a": [1.0, 1.0], "b": [1.5, 1.5], "c": [1.0, 1.1]},
             'Over 2 seeds, "a" ended lower than "b" by 0.500 +- 0.0, beyond chance at the 1 % level; '
-            'not told apart from "a": "c" (0.0500 +- 0.050 higher).',
+            'not told apart from "a": "c" (0.0500 +- 0.050 higher). More seeds would tell more.',
         ),
     ],
 )
@@ -120,8 +127,8 @@ def test_advice(finals, advice):
 def test_the_table_of_student_t():
     for freedom in range(1, 200):
         exact = scipy.stats.t.ppf(0.995, freedom)
-        assert exact - 5e-4 < _t_of(freedom) < 1.08 * exact
-    assert _t_of(10**6) == _t_of(120)
+        assert exact - 5e-4 < student_t(freedom) < 1.08 * exact
+    assert student_t(10**6) == student_t(120)
 
 
 @pytest.mark.parametrize("num_seeds", [2, 5])
