@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 import statistics
 from typing import Any
@@ -11,9 +10,7 @@ from pyro_silent.diagnostics.tables import number
 
 _ROUNDING = 1e-6
 _FEW = 5
-# Student's t by degrees of freedom: beyond it 1 % of the time, on both sides together, by chance
-_T = {1: 63.657, 2: 9.925, 3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707, 7: 3.499, 8: 3.355, 9: 3.250}
-_T |= {10: 3.169, 12: 3.055, 15: 2.947, 20: 2.845, 30: 2.750, 60: 2.660, 120: 2.617}
+_LEVEL = 0.01
 
 
 def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
@@ -33,6 +30,7 @@ def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     if len(finals) == 1:
         (name,) = finals
         return f'Only "{name}" was trained to the end: there is nothing to compare it with.'
+    pairs = len(finals) * (len(finals) - 1) // 2
     best = min(finals, key=lambda name: math.fsum(finals[name]))
     higher, level = [], []
     for name, values in finals.items():
@@ -43,7 +41,7 @@ def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
             level.append(f'"{name}"')
         elif len(values) == 1:
             higher.append(f'"{name}" by {number(mean)}')
-        elif mean > student_t(len(values) - 1) * error:
+        elif mean > student_t(len(values) - 1, _LEVEL / pairs) * error:
             higher.append(f'"{name}" by {number(mean)} +- {number(error, 2)}')
         else:
             level.append(f'"{name}" ({number(mean)} +- {number(error, 2)} higher)')
@@ -58,7 +56,7 @@ def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     told = []
     if higher:
         told.append(
-            f'"{best}" ended lower than {", ".join(higher)}, beyond chance at the 1 % level'
+            f'"{best}" ended lower than {", ".join(higher)}, beyond chance (1 % for all losses together)'
         )
     if level:
         told.append(f'not told apart from "{best}": {", ".join(level)}')
@@ -84,7 +82,27 @@ def _is_tie(values: list[float], others: list[float]) -> bool:
     )
 
 
-def student_t(freedom: int) -> float:
-    """Beyond it Student's t lies 1 % of the time; a little too large between the lines of the table."""
-    known = list(_T)
-    return _T[known[bisect.bisect_right(known, freedom) - 1]]
+def student_t(freedom: int, tail: float) -> float:
+    """The quantile beyond which Student's t lies, on both sides together, with this probability.
+
+    By bisection of the distribution function, which is a finite sum (Abramowitz and Stegun 1964,
+    26.7.3 and 26.7.4).
+
+    :param int freedom: degrees of freedom, >= 1.
+    """
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if 1 - _inside(angle, freedom) > tail else (low, angle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _inside(angle: float, freedom: int) -> float:
+    r"""The probability of \|t\| < sqrt(freedom) tan(angle)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine**2 * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -69,8 +69,10 @@ class TrainingComparison:
         """What the final values say, and no more.
 
         Losses are compared with the one of the lowest mean, seed by seed. One is said to end higher if
-        the mean of these differences is beyond Student's t of 1 % (both sides) times its standard
-        error, and beyond rounding. Losses with a failed run are left out.
+        the mean of these differences is beyond rounding and beyond Student's t times its standard
+        error. The level is 1 % for all pairs of losses together (Bonferroni), so that among losses that
+        are alike, with normal differences, one time in a hundred or less any is told apart: it takes
+        seeds. Losses with a failed run are left out.
         """
         return advice(self.rows, self.runs)
 
