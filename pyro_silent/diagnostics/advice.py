@@ -34,7 +34,7 @@ def advice(rows: list[Row], reference: dict[str, Any]) -> str:
     running = [row for row in measured if not row["biased"]]
     if not running:
         return _all_biased(measured)
-    silent = [row for row in running if row["exact"]]
+    silent = [row for row in running if row["exact"] and row["grad_std"] == 0]
     chosen, told = _silent(silent, measured) if silent else _noisy(running, measured)
     return " ".join([told, *_caveats(chosen, reference), *_mentioned(chosen, measured)])
 

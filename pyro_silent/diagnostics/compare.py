@@ -58,11 +58,11 @@ def compare(
     :param model: a Pyro model.
     :param guide: a guide.
     :param elbos: name to loss: Pyro's, ours, or a function as ``SVI`` takes it. Copies of them run, each
-        sample in the state they are in now (the step of a schedule).
+        sample in the state they are in now (the step of a schedule). A function is called as it is.
     :param args: positional arguments of model and guide, a tuple.
     :param kwargs: keyword arguments of both.
     :param int num_samples: gradients drawn of each loss, at least 3; errors fall with its root. A loss
-        that draws no random numbers is evaluated three times.
+        that draws no random numbers is evaluated 10 times.
     :param reference: a name in ``elbos``, a loss, or None.
     :param int seed: of the random numbers; the same seed gives the same figures but for time.
     :param bool measure_memory: False leaves ``peak_bytes`` out, and with it torch's profiler.
@@ -97,6 +97,9 @@ def compare(
         >>> print(comparison.advice)
         Use silent: its gradient has no noise and no bias was found...
     """
+    for argument, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise ConfigurationError(f"{argument}: got {program!r}, expected a function or module.")
     losses = check_losses(elbos)
     kwargs = _check_arguments(args, kwargs, num_samples, seed)
     if reference is not None:
@@ -105,8 +108,8 @@ def compare(
     with undisturbed(model, guide, tensors=tensors) as surroundings:
         programs = Programs(model, guide, tuple(args), kwargs, surroundings.restore_buffers)
         seed_everything(seed, FOR_PREPARATION)
-        roles = find_parameters(programs, surroundings.remember_gradient)
-        measurement = Measurement(programs, losses, roles, seed, num_samples)
+        parameters = find_parameters(programs, surroundings.remember_gradient)
+        measurement = Measurement(programs, losses, parameters, seed, num_samples)
         measurement.prepare(reference)
         measurement.draw(progress)
         measurement.measure_costs(measure_memory)
@@ -127,6 +130,11 @@ def _check_arguments(args: Any, kwargs: Any, num_samples: Any, seed: Any) -> dic
         raise ConfigurationError(
             f"kwargs: got {type(kwargs).__name__}, expected the dict of the programs' keyword arguments."
         )
+    for key in kwargs or {}:
+        if not isinstance(key, str):
+            raise ConfigurationError(
+                f"kwargs: got the key {key!r}, expected the name of an argument."
+            )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigurationError(f"seed: got {seed!r}, expected an integer from 0.")
     check_positive_int("num_samples", num_samples)

@@ -57,7 +57,7 @@ class Comparison:
         - ``peak_bytes``: memory that such a step takes on top of what was there before; None if unknown;
         - ``efficiency``, ``efficiency_se``: noise variance x seconds: what a given precision of the
           gradient costs in time. Smaller is better;
-        - ``num_samples``: gradients drawn; 3 of a loss that draws no random numbers;
+        - ``num_samples``: gradients drawn; at most 10 of a loss that draws no random numbers;
         - ``error``: None, or why there are no figures.
 
         Figures that are not known are nan.

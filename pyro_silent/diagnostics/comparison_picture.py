@@ -24,7 +24,7 @@ def draw_comparison(
             "color": f"C{index % 10}",
             "marker": _MARKERS[index // 2 % len(_MARKERS)],
             "linestyle": "none",
-            "label": row["name"],
+            "label": _label(row["name"]),
         }
         if math.isfinite(row["grad_bias"]):
             bias.errorbar(
@@ -47,7 +47,7 @@ def draw_comparison(
     bias.axhline(0.0, color="#888888", linewidth=0.8)
     if reference:
         bias.set_title(
-            f"against {reference['name']}, ± 2 standard errors; filled: biased", fontsize=9
+            f"against {_label(reference['name'])}, ± 2 standard errors; filled: biased", fontsize=9
         )
     cost.set_yscale("log")
     cost.yaxis.set_major_formatter("{x:g}")
@@ -60,6 +60,11 @@ def draw_comparison(
 
 
 _MARKERS = "os^vDPX*<>"
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it: no formula, and in the legend whatever it begins with."""
+    return "\u200b" + name.replace("$", r"\$")
 
 
 def _finite(error: float) -> float:

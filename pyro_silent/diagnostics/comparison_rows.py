@@ -12,6 +12,7 @@ from pyro_silent.diagnostics.comparison import WHOLE, Comparison
 from pyro_silent.diagnostics.gradient_moments import GradientFigures
 from pyro_silent.diagnostics.measurement import MeasuredLoss, Measurement
 from pyro_silent.elbo.annealed import AnnealedELBO
+from pyro_silent.elbo.silent import SilentELBO
 
 _DEVIATE = 3.0
 _OTHER_OBJECTIVES = {
@@ -135,6 +136,8 @@ class _Rows:
 
     def _notes(self, rows: list[dict[str, Any]]) -> Iterator[str]:
         yield from self._measurement.notes
+        if self._reference is not None and not math.isfinite(self._reference.row()["grad_norm"]):
+            yield f"The reference {self._reference.name} gave gradients that are not finite."
         for row in rows:
             if row["error"] is None:
                 yield from self._notes_on(row)
@@ -151,11 +154,22 @@ class _Rows:
             )
         if not row["biased"]:
             return
+        if self._on_other_branch(name):
+            yield (
+                f"{name} runs the analytic branch of twins, the reference the expressive one: its bias "
+                "is the distance between the two."
+            )
         if not set(row["biased_in"]) & set(WHOLE):
             yield f"{name} is biased in {_shortened(row['biased_in'])}."
         for kind, objective in _OTHER_OBJECTIVES.items():
             if isinstance(self._measurement.losses[name], kind):
                 yield f"{name} follows {objective}: its bias is the distance from there to the reference."
+
+    def _on_other_branch(self, name: str) -> bool:
+        """Whether twins run another branch than in the reference that was chosen by default."""
+        by_default = self._reference is not None and self._reference.by_default
+        twins = self._measurement.parameters.have_twins
+        return by_default and twins and isinstance(self._measurement.losses[name], SilentELBO)
 
 
 _NO_FIGURES: dict[str, Any] = {

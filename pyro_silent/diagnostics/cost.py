@@ -105,6 +105,8 @@ def _peak_on_cuda(sampler: GradientSampler) -> int:
 
 
 def _peak_on_cpu(sampler: GradientSampler) -> int | None:
+    if torch.autograd._profiler_enabled():  # one at a time: a second would end the user's
+        return None
     # The profiler cannot size the release of a tensor it did not see allocated: garbage is collected
     # beforehand, and of two steps the second is measured, which releases only what the first left.
     gc.collect()
@@ -115,7 +117,7 @@ def _peak_on_cpu(sampler: GradientSampler) -> int | None:
                 with record_function(_MEASURED_STEP):
                     sampler.repeat(1)
         results = profiler.profiler.kineto_results
-    except (RuntimeError, AttributeError):  # another profiler is running, or there is none
+    except (RuntimeError, AttributeError):  # this build of torch has none
         return None
     events = sorted(results.events(), key=lambda event: event.start_ns())
     begin = next(event.start_ns() for event in events if event.name() == _MEASURED_STEP)

@@ -67,7 +67,8 @@ class GradientMoments:
     - *Squared bias*: :math:`\frac1{n-1} \sum_{i \ge 2} \langle g_i - r_i, \bar g_{i-1} - s \rangle`,
       whose expectation is the squared norm of the bias whatever the noise.
 
-    :param roles: parameter name to the groups it is in besides "all" and its own: "guide", "model".
+    :param roles: parameter name to the groups it is in besides "all" and its own: "guide", "model"; or
+        "baseline", which is in no other.
     :param reference_mean: s, from :attr:`mean` of another; parameters that it lacks have zero.
 
     Cost: two gradients in memory beside the sample's own, s and the mean; one pass over them per sample.
@@ -107,6 +108,11 @@ class GradientMoments:
         for name, mean in self.mean.items():
             _update(mean, vectors.get(name), earlier)
 
+    @property
+    def are_equal(self) -> bool:
+        """Whether all samples so far were the same."""
+        return self._later.count == 0 or bool(self._later.mean[0, 0] == 0)
+
     def release(self) -> None:
         """Forget the means, which no figure needs when there are no more samples."""
         self.mean, self._reference_mean = {}, {}
@@ -114,12 +120,14 @@ class GradientMoments:
     def _met(self, gradient: Gradient) -> Gradient:
         """A gradient in the form that it is kept in; parameters that are new have a mean of zero."""
         vectors = flat(gradient)
+        self.epsilon = max(
+            [self.epsilon, *(torch.finfo(value.dtype).eps for value in gradient.values())]
+        )
         for name, value in vectors.items():
             if name not in self.mean:
                 self._names.append(name)
                 self.mean[name] = torch.zeros_like(value)
                 self.on_cuda |= value.is_cuda
-                self.epsilon = max(self.epsilon, torch.finfo(value.dtype).eps)
         return vectors
 
     def _by_group(self, sample: Gradient) -> Array:
@@ -153,10 +161,9 @@ class GradientMoments:
 
     def _membership(self) -> NDArray[np.bool_]:
         """Which parameters (columns) are in which of the first groups (rows)."""
-        rows = [
-            [group == "all" or group in self._roles.get(name, ()) for name in self._names]
-            for group in _GROUPS
-        ]
+        roles = [self._roles.get(name, ()) for name in self._names]
+        rows = [["baseline" not in role for role in roles]]
+        rows += [[group in role for role in roles] for group in _GROUPS[1:]]
         return np.array(rows, dtype=bool)
 
     @property

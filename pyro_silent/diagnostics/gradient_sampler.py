@@ -51,17 +51,15 @@ class Programs(NamedTuple):
 class GradientSampler:
     """Evaluates a loss and its gradient as a step of ``SVI`` does, without the optimizer.
 
-    Every call begins in the same state: that of the loss's step counter, of modules' buffers, and of the
-    param store (and so of running means of baselines) as :meth:`warm_up` left it. Parameters have no
-    ``.grad`` afterwards.
+    Every call begins in the same state: that of the loss, of modules' buffers, and of the param store
+    (and so of running means of baselines) as :meth:`warm_up` left it; the loss's step counter is where
+    it was. Parameters have no ``.grad`` afterwards.
     """
 
     def __init__(self, loss: Loss, programs: Programs) -> None:
         self._loss = copy_of(loss)
         self._num_steps = getattr(loss, "num_steps", None)
         self._programs = programs
-        svi = SVI(programs.model, programs.guide, SGD({"lr": 0.0}), loss=self._loss)
-        self._loss_and_grads: Callable[..., Any] = svi.loss_and_grads
 
     def warm_up(self, calls: int = 2, calls_of_baselines: int = 20) -> None:
         """Let the loss find out what it finds out in its first steps, and running means settle.
@@ -70,23 +68,20 @@ class GradientSampler:
         :param calls_of_baselines: more of them, if the loss writes into the param store.
         """
         store = pyro.get_param_store()
-        with self._evaluated():
-            pass
+        self._run(self._loss, 1)
         before = store.get_state()["params"]
-        for _ in range(calls - 1):
-            with self._evaluated():
-                pass
+        self._run(self._loss, calls - 1)
         after = store.get_state()["params"]
         if any(after[name] is not value for name, value in before.items()):
-            for _ in range(calls_of_baselines):
-                with self._evaluated():
-                    pass
+            self._run(self._loss, calls_of_baselines)
+        if self._num_steps is not None:
+            self._loss.num_steps = self._num_steps
 
     def __call__(self) -> GradientSample:
         """One sample."""
         self._programs.reset()
         state = _random_states()
-        with _store_kept(), self._evaluated() as (loss, params):
+        with _store_kept(), self._evaluated(copy_of(self._loss)) as (loss, params):
             gradient = {
                 name: param.grad for name, param in params.items() if param.grad is not None
             }
@@ -95,19 +90,21 @@ class GradientSampler:
     def repeat(self, calls: int) -> None:
         """Some evaluations of which nothing is kept, to be timed."""
         with _store_kept():
-            for _ in range(calls):
-                with self._evaluated():
-                    pass
+            self._run(copy_of(self._loss), calls)
+
+    def _run(self, loss: Loss, calls: int) -> None:
+        for _ in range(calls):
+            with self._evaluated(loss):
+                pass
 
     @contextmanager
-    def _evaluated(self) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    def _evaluated(self, loss: Loss) -> Iterator[tuple[float, dict[str, Tensor]]]:
         """The loss, and the parameters with their gradients, which are cleared afterwards."""
-        if self._num_steps is not None:
-            self._loss.num_steps = self._num_steps
         model, guide, args, kwargs, _ = self._programs
+        svi = SVI(model, guide, SGD({"lr": 0.0}), loss=loss)
         with poutine.trace(param_only=True) as capture:
             try:
-                value = self._loss_and_grads(model, guide, *args, **kwargs)
+                value = svi.loss_and_grads(model, guide, *args, **kwargs)
                 yield (
                     torch_item(value[0] if isinstance(value, tuple) else value),
                     params_of(capture),

@@ -11,8 +11,9 @@ from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
 from pyro_silent.diagnostics.gradient_moments import GradientMoments
-from pyro_silent.diagnostics.gradient_sampler import GradientSampler, Programs
+from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSampler, Programs
 from pyro_silent.diagnostics.losses import Loss
+from pyro_silent.diagnostics.parameters import Parameters
 from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.reference import (
     SAMPLES_OF_CONSTANTS,
@@ -49,7 +50,7 @@ class Measurement:
         self,
         programs: Programs,
         losses: dict[str, Loss],
-        roles: dict[str, set[str]],
+        parameters: Parameters,
         seed: int,
         num_samples: int,
     ) -> None:
@@ -61,7 +62,7 @@ class Measurement:
         self.costs: dict[str, Cost] = {}
         self.peaks: dict[str, int | None] = {}
         self._programs = programs
-        self._roles = roles
+        self.parameters = parameters
         self._seed = seed
         self._num_samples = num_samples
         self._samplers: dict[str, GradientSampler] = {}
@@ -78,7 +79,7 @@ class Measurement:
         for candidate in candidates(reference, self.losses, self._programs):
             try:
                 self.reference = MeasuredReference(
-                    candidate, self._programs, self._roles, self._num_samples
+                    candidate, self._programs, self.parameters.groups, self._num_samples
                 )
                 return
             except Exception as error:
@@ -93,28 +94,45 @@ class Measurement:
                 seed_everything(self._seed, _FOR_SAMPLES)
                 start = bar.n
                 with self._caught(name):
-                    self.measured[name] = self._measure(sampler, bar)
+                    try:
+                        self.measured[name] = self._measure(sampler, bar)
+                    except _ReferenceFailedError as failure:
+                        self.notes.append(str(failure))
+                        self.reference = None
+                        self.measured[name] = self._measure(sampler, bar)
                 bar.update(start + self._num_samples - bar.n)
 
     def _measure(self, sampler: GradientSampler, bar: Any) -> MeasuredLoss:
-        reference = self.reference
-        fresh = None if reference is None or reference.exact else reference.sample
+        against_exact = self.reference is None or self.reference.exact
         sample = sampler()
         exact = is_constant(sample, sampler)
-        count = SAMPLES_OF_CONSTANTS if exact and fresh is None else self._num_samples
-        mean = {} if reference is None else reference.moments.mean
-        moments, loss = GradientMoments(self._roles, mean), Running()
-        for index in range(count):
+        mean = {} if self.reference is None else self.reference.moments.mean
+        moments, loss = GradientMoments(self.parameters.groups, mean), Running()
+        for index in range(self._num_samples):
             if index > 0:
-                if fresh is not None:
-                    moments.add_reference(fresh().gradient)
+                if not against_exact:
+                    moments.add_reference(self._fresh_reference())
                 sample = sampler()
             moments.add(sample.gradient)
             loss.add(np.array([sample.loss]))
             del sample  # the next one takes its place in memory
             bar.update()
+            exact = exact and moments.are_equal
+            if exact and against_exact and loss.count == SAMPLES_OF_CONSTANTS:
+                break
         moments.release()
         return MeasuredLoss(moments, loss, exact)
+
+    def _fresh_reference(self) -> Gradient:
+        reference = self.reference
+        if reference is None:
+            return {}
+        try:
+            return reference.sample().gradient
+        except Exception as error:
+            raise _ReferenceFailedError(
+                f"The reference {reference.name} failed, so that no bias is known: {_told(error)}"
+            ) from error
 
     def measure_costs(self, memory: bool) -> None:
         """Time the losses in turn, and see what memory a step takes."""
@@ -125,10 +143,8 @@ class Measurement:
         self.costs = time_in_turn({name: self._samplers[name] for name in self.measured}, failed)
         for name in self.costs:
             with self._caught(name):
-                # a new copy: the profiler cannot size what earlier steps left in the loss
-                sampler = GradientSampler(self.losses[name], self._programs)
                 on_cuda = self.measured[name].moments.on_cuda
-                self.peaks[name] = peak_bytes(sampler, on_cuda) if memory else None
+                self.peaks[name] = peak_bytes(self._samplers[name], on_cuda) if memory else None
 
     @contextmanager
     def _caught(self, name: str) -> Iterator[None]:
@@ -137,6 +153,10 @@ class Measurement:
             yield
         except Exception as error:
             self.errors[name] = _told(error)
+
+
+class _ReferenceFailedError(Exception):
+    """The reference raised while it was drawn beside a loss."""
 
 
 def _told(error: Exception) -> str:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_silent.diagnostics.gradient_sampler import Programs, params_of
+from pyro_silent.nn import watched_twins
 
 
-def find_parameters(programs: Programs, found: Callable[[Tensor], None]) -> dict[str, set[str]]:
+class Parameters(NamedTuple):
+    """The parameters of a model and a guide.
+
+    :ivar groups: "guide", "model" or both by the parameter's name; "baseline" for those of networks that
+        a guide gives to ``TraceGraph_ELBO``, whose gradient is that of a regression of their own.
+    :ivar have_twins: whether a :class:`TwinDecoder` was called.
+    """
+
+    groups: dict[str, set[str]]
+    have_twins: bool
+
+
+def find_parameters(programs: Programs, found: Callable[[Tensor], None]) -> Parameters:
     """Run guide and model once on samples, which creates their parameters, and tell them apart.
 
     "guide" are parameters that the guide's draws or log densities depend on; "model" those that the
@@ -23,10 +36,9 @@ def find_parameters(programs: Programs, found: Callable[[Tensor], None]) -> dict
     module often holds encoder and decoder.
 
     :param found: called with every parameter.
-    :return: parameter name to its groups.
     """
     model, guide, args, kwargs, _ = programs
-    with poutine.trace(param_only=True) as capture:
+    with poutine.trace(param_only=True) as capture, watched_twins() as twins:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         messenger = poutine.unwrap(guide)
         if isinstance(messenger, GuideMessenger):  # its trace is the model's as well
@@ -40,11 +52,23 @@ def find_parameters(programs: Programs, found: Callable[[Tensor], None]) -> dict
         found(parameter)
     reached_by_guide = _reached(of_guide, parameters)
     reached_by_model = _reached(_roots(model_trace), parameters)
-    return {
+    groups = {
         name: ({"guide"} if name in reached_by_guide else set())
         | ({"model"} if name in reached_by_model or name not in reached_by_guide else set())
         for name in parameters
     }
+    of_baselines = {id(parameter) for parameter in _baseline_parameters(guide_trace)}
+    groups |= {name: {"baseline"} for name, p in parameters.items() if id(p) in of_baselines}
+    return Parameters(groups, bool(twins))
+
+
+def _baseline_parameters(guide_trace: Trace) -> Iterator[Tensor]:
+    """Of the networks in ``infer={"baseline": {"nn_baseline": ...}}``."""
+    for site in guide_trace.nodes.values():
+        if site["type"] == "sample":
+            network = site["infer"].get("baseline", {}).get("nn_baseline")
+            if isinstance(network, nn.Module):
+                yield from network.parameters()
 
 
 def _roots(trace: Trace) -> list[Tensor]:

@@ -57,7 +57,7 @@ class MeasuredReference:
         num_samples: int,
     ) -> None:
         self.name = reference.name
-        self._branch = "expressive" if reference.by_default else None
+        self.by_default = reference.by_default
         self._sampler = GradientSampler(reference.loss, programs)
         self.moments = GradientMoments(roles, {})
         self.loss = Running()
@@ -71,6 +71,7 @@ class MeasuredReference:
             self.moments.add(sample.gradient)
             self.loss.add(np.array([sample.loss]))
             del sample  # the next one takes its place in memory
+            self.exact = self.exact and self.moments.are_equal
             if self.exact and self.loss.count == SAMPLES_OF_CONSTANTS:
                 break
 
@@ -80,7 +81,7 @@ class MeasuredReference:
             return self._sampler()
 
     def _on_branch(self) -> AbstractContextManager:
-        return nullcontext() if self._branch is None else branch(self._branch)
+        return branch("expressive") if self.by_default else nullcontext()
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
@@ -95,8 +96,8 @@ class MeasuredReference:
         }
 
 
-SAMPLES_OF_CONSTANTS = 3
-"""How often a loss is evaluated that draws no random numbers."""
+SAMPLES_OF_CONSTANTS = 10
+"""How often a loss is evaluated that draws no random numbers: programs may have other sources."""
 
 
 def is_constant(sample: GradientSample, draw: Callable[[], GradientSample]) -> bool:

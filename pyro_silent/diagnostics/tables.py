@@ -24,7 +24,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns under a ruled header, the first aligned to the left and the others to the right."""
-    lines = [list(header), *map(list, rows)]
+    lines = [[" ".join(cell.split()) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
