@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from harness.measure import step_memory
+from harness.models import gradient_step
+from harness.regressions import regressions
 from harness.report import Target, benchmark_parser, finish, table
 from pyro_silent import LeaveOneOutELBO, SilentELBO, compare
 
@@ -66,37 +66,13 @@ class Case(NamedTuple):
         return 4 * self.num_outcomes * self.num_features
 
 
-def programs(name: str, num_outcomes: int, num_features: int) -> tuple[Callable, Callable]:
-    """Return model and guide of regressions with offsets; the parameters' names begin with ``name``."""
-    x = torch.randn(num_features) / num_features**0.5
-    y = torch.randn(num_outcomes)
-
-    def weight() -> Tensor:
-        return pyro.param(f"{name}.weight", lambda: torch.randn(num_outcomes, num_features))
-
-    def model() -> None:
-        linear = weight() @ x
-        with pyro.plate("outcomes", num_outcomes):
-            offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
-            pyro.sample("y", dist.Normal(linear + offset, 1.0), obs=y)
-
-    def guide() -> None:
-        loc = pyro.param(f"{name}.loc", lambda: torch.zeros(num_outcomes))
-        with pyro.plate("outcomes", num_outcomes):
-            pyro.sample("offset", dist.Normal(loc, 0.7))
-
-    return model, guide
-
-
 def bare_steps(model: Callable, guide: Callable, names: tuple[str, ...]) -> Callable[[], None]:
     """Return a call that evaluates each loss and its gradient once."""
-    steps = [SVI(model, guide, pyro.optim.SGD({}), loss=LOSSES[name]()) for name in names]
+    steps = [gradient_step(model, guide, LOSSES[name]()) for name in names]
 
     def call() -> None:
         for step in steps:
-            step.loss_and_grads(model, guide)
-            for parameter in pyro.get_param_store().values():
-                parameter.grad = None
+            step()
 
     return call
 
@@ -143,11 +119,11 @@ def measure(case: Case) -> dict[str, float]:
     """
     tiny = case._replace(num_samples=4, num_outcomes=8, num_features=8)
     names = (*case.losses, case.reference)
-    warm = programs("tiny", 8, 8)
+    warm = regressions("tiny", 8, 8)
     bare_steps(*warm, names)()
     comparison(*warm, tiny)()
 
-    pair = programs("regressions", case.num_outcomes, case.num_features)
+    pair = regressions("many", case.num_outcomes, case.num_features)
     steps, compared = bare_steps(*pair, names), comparison(*pair, case)
     steps()
     figures: dict[str, float] = {}

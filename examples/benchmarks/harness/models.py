@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
@@ -154,6 +155,21 @@ def svi_step(vae: Programs, loss: object) -> Callable[[Tensor], float]:
     """Return a training step of Pyro's ``SVI`` under ``loss``, with Pyro's Adam."""
     optimizer = pyro.optim.Adam({"lr": LEARNING_RATE})
     return SVI(vae.model, vae.guide, optimizer, loss=loss).step
+
+
+def gradient_step(
+    model: Callable[..., None], guide: Callable[..., None], loss: object, *args: Tensor
+) -> Callable[[], None]:
+    """Return a step of Pyro's ``SVI`` without its optimizer: loss, gradients, which are then dropped."""
+    svi = SVI(model, guide, pyro.optim.SGD({}), loss=loss)
+
+    def step() -> None:
+        with poutine.trace(param_only=True) as capture:
+            svi.loss_and_grads(model, guide, *args)
+        for site in capture.trace.nodes.values():
+            site["value"].unconstrained().grad = None
+
+    return step
 
 
 def closed_form_svi_step(vae: VAE) -> Callable[[Tensor], float]:
