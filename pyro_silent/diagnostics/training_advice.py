@@ -20,7 +20,7 @@ def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
     :param runs: of losses and seeds.
     """
     finals = {
-        row["name"]: [run["final"] for run in runs if run["name"] == row["name"]]
+        " ".join(row["name"].split()): [r["final"] for r in runs if r["name"] == row["name"]]
         for row in rows
         if row["error"] is None and row["final_mean"] is not None
     }

@@ -90,7 +90,7 @@ class TrainingComparison:
 
     def _remarks(self) -> list[str]:
         told = [
-            f'"{row["name"]}" {verb}: {row[key]}.'
+            f'"{" ".join(row["name"].split())}" {verb}: {row[key]}.'
             for key, verb in (("error", "failed"), ("stopped", "stopped early"))
             for row in self.rows
             if row[key] is not None

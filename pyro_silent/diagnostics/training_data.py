@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ class Batches:
     def __init__(self, argument: str, data: Iterable, *seeds: int) -> None:
         self._argument, self._data = argument, data
         self._stream = RandomStream(*seeds, generators=generators_of(data))
+        # to go from one random state to another takes a millisecond, and a list draws nothing
+        self._draws = type(data) not in (list, tuple)
         self._iterator: Iterator | None = None
         self._pass_began = self._stream.state
         self._index = 0
@@ -77,10 +80,10 @@ class Batches:
         """
         began, is_empty = self._stream.state, True
         try:
-            with self._stream.running():
+            with self._running():
                 iterator = iter(self._data)
             while True:
-                with self._stream.running():
+                with self._running():
                     try:
                         batch = next(iterator)
                     except StopIteration:
@@ -97,10 +100,10 @@ class Batches:
 
         :raises ConfigurationError: if there are no batches at all.
         """
-        with self._stream.running():
+        with self._running():
             while True:
                 if self._iterator is None:
-                    self._pass_began = self._stream.now()
+                    self._pass_began = self._stream.now() if self._draws else self._stream.state
                     self._iterator, self._index = iter(self._data), 0
                 try:
                     batch = next(self._iterator)
@@ -128,7 +131,7 @@ class Batches:
         """
         self._stream.state = self._pass_began = state["pass_began"]
         self._index, self.num_passes = state["index"], state["num_passes"]
-        with self._stream.running():
+        with self._running():
             self._iterator = iter(self._data)
             for _ in range(self._index):
                 try:
@@ -138,6 +141,9 @@ class Batches:
                         f"{self._argument}: got fewer than {self._index} batches in a pass, expected "
                         "the data that the checkpoint was made with."
                     ) from None
+
+    def _running(self) -> AbstractContextManager:
+        return self._stream.running() if self._draws else nullcontext()
 
     def _no_batches(self) -> ConfigurationError:
         return ConfigurationError(

@@ -26,10 +26,10 @@ def draw(path: str | PathLike[str], comparison: TrainingComparison) -> None:
         curves = _curves(comparison, row["name"])
         failed = {run["seed"] for run in comparison.runs if _of(run, row["name"]) and run["error"]}
         color = f"C{number % 10}"
+        # matplotlib leaves names out that begin with _, and reads mathematics between dollars
+        label = "\u200b" + row["name"].replace("$", r"\$")
         for panel, key in zip(panels, ("step", "seconds")):
-            _draw_band(
-                panel, key, [c for s, c in curves.items() if s not in failed], row["name"], color
-            )
+            _draw_band(panel, key, [c for s, c in curves.items() if s not in failed], label, color)
             for curve in (c for s, c in curves.items() if s in failed):
                 xs, ys = [p[key] for p in curve], [p["yardstick"] for p in curve]
                 panel.plot(xs, ys, ":", color=color, linewidth=1)
@@ -59,7 +59,7 @@ def _curves(comparison: TrainingComparison, name: str) -> dict[int, list[dict[st
 
 
 def _draw_band(
-    panel: Any, key: str, curves: list[list[dict[str, Any]]], name: str, color: str
+    panel: Any, key: str, curves: list[list[dict[str, Any]]], label: str, color: str
 ) -> None:
     if not curves:
         return
@@ -71,7 +71,7 @@ def _draw_band(
         xs = [max(point[key] for point in column) for column in columns]
     values = [[point["yardstick"] for point in column] for column in columns]
     means = [math.fsum(column) / len(column) for column in values]
-    panel.plot(xs, means, color=color, linewidth=1.5, label=name)
+    panel.plot(xs, means, color=color, linewidth=1.5, label=label)
     if len(curves) > 1:
         spreads = [statistics.stdev(column) for column in values]
         low = [mean - spread for mean, spread in zip(means, spreads)]

@@ -175,6 +175,13 @@ def test_csv_files_give_the_figures_back(mixed, tmp_path):
         TrainingComparison.of([Record("a", 0, error="at once")], ["a"], "exact").to_csv(path)
 
 
+def test_names_with_dollars_underscores_and_newlines(tmp_path):
+    comparison = compared({"_a$x_$": [1.0], "b\nc": [2.0]})
+    comparison.plot(tmp_path / "names.svg")
+    assert len(str(comparison).splitlines()) == 6
+    assert '"b c" by 1.00 higher' in comparison.advice
+
+
 def test_the_picture(mixed, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -186,7 +193,11 @@ def test_the_picture(mixed, tmp_path, monkeypatch):
     mixed.plot(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     steps, seconds = figures[0].axes
-    lines = {line.get_label(): line for line in steps.lines if line.get_linestyle() == "-"}
+    lines = {
+        line.get_label().strip("\u200b"): line
+        for line in steps.lines
+        if line.get_linestyle() == "-"
+    }
     assert lines["silent"].get_xdata().tolist() == [0, 10, 20]
     assert lines["silent"].get_ydata().tolist() == [8.5, 3.25, 3.0]
     assert lines["trace"].get_ydata().tolist() == [8.5, 5.25, 5.0], "a stopped run keeps its value"
