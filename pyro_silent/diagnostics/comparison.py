@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ class Comparison:
           standard error. Up to 3 standard errors it is the part along the direction that earlier
           samples found: without bias it has mean zero, may be negative, and is standard normal over
           its standard error;
-        - ``biased``, ``biased_in``: whether ``grad_bias`` is more than 3 standard errors (more if
-          samples are few, and for parameters one by one) and more than rounding can do, and where:
-          the groups "all", "guide", "model", or else names of parameters. Of 200 unbiased losses
-          it is for one; for more if gradients are so skewed that means are not nearly normal;
+        - ``biased``, ``biased_in``: whether ``grad_bias`` is more than 3 standard errors (10 for
+          parameters one by one; more if samples are few) and more than rounding can do, and where:
+          the groups "all", "guide", "model", or else names of parameters. Of 250 unbiased losses it
+          is for one; for more if gradients are so skewed that means over samples are not normal;
         - ``exact``: whether it draws no random numbers and comes to the same result every time;
         - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;
         - ``grad_cosine``: of the angle between the two;
@@ -95,7 +96,7 @@ class Comparison:
         groups = self._groups_shown()
         if groups:
             parts.append(html_table(_GROUP_HEADER, map(_group_cells, groups)))
-        return "".join([*parts, *(f"<p>{_escaped(line)}</p>" for line in self._prose())])
+        return "".join([*parts, *(f"<p>{html.escape(line)}</p>" for line in self._prose())])
 
     def _groups_shown(self) -> list[dict[str, Any]]:
         """Guide and model, unless there is but one; the parameters one by one are in ``groups``."""
@@ -200,7 +201,3 @@ def _reference_line(reference: dict[str, Any]) -> str:
         f"Reference: {name}, {reference['num_samples']} samples, gradient norm {norm}, known to "
         f"± {number(reference['grad_se'], 2)} (in all directions together)."
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -15,6 +15,8 @@ from pyro_silent.elbo.annealed import AnnealedELBO
 from pyro_silent.elbo.silent import SilentELBO
 
 _DEVIATE = 3.0
+_DEVIATE_OF_ONE = 10.0
+"""Of single parameters, which are many, and whose gradients may be so skewed that 3 is not rare."""
 _OTHER_OBJECTIVES = {
     AnnealedELBO: "a blend of two losses",
     RenyiELBO: "a Rényi bound",
@@ -42,7 +44,8 @@ class _Rows:
         groups = [
             {"name": name, "group": group, **self._gradient_row(measured, group)}
             for name, measured in self._measured.items()
-            for group in measured.moments.groups[1:]
+            for group in measured.figures
+            if group != "all"
         ]
         reference = {} if self._reference is None else self._reference.row()
         return Comparison(rows, groups, reference, tuple(self._notes(rows)))
@@ -75,8 +78,9 @@ class _Rows:
 
     def _gradient_row(self, measured: MeasuredLoss, group: str) -> dict[str, Any]:
         """The ``grad_`` figures of a group, and the verdict on its bias."""
-        found = measured.moments.figures(group)
-        bias, bias_se, biased = self._bias(found, measured, self._deviate(group))
+        found = measured.figures[group]
+        deviate = _DEVIATE if group in WHOLE else _DEVIATE_OF_ONE
+        bias, bias_se, biased = self._bias(found, measured, deviate)
         return {
             "grad_norm": found.norm,
             "grad_std": found.std,
@@ -90,20 +94,10 @@ class _Rows:
 
     def _biased_groups(self, measured: MeasuredLoss) -> tuple[str, ...]:
         """Where a bias was found: among all parameters, the guide's, the model's, or else in some."""
-        groups = measured.moments.groups
-        found = [group for group in groups if self._gradient_row(measured, group)["biased"]]
+        found = [
+            group for group in measured.figures if self._gradient_row(measured, group)["biased"]
+        ]
         return tuple([group for group in found if group in WHOLE] or found)
-
-    def _deviate(self, group: str) -> float:
-        """How many standard errors a bias must have; more where many parameters are tried one by one.
-
-        The tail of a normal variable falls as exp(-x^2 / 2), so x^2 = 9 + 2 log(m) keeps the chance of
-        one among m about as small as that of a single one beyond 3.
-        """
-        if group in WHOLE:
-            return _DEVIATE
-        tried = sum(len(measured.moments.groups) for measured in self._measured.values())
-        return math.sqrt(_DEVIATE**2 + 2 * math.log(tried))
 
     def _bias(
         self, found: GradientFigures, measured: MeasuredLoss, deviate: float
@@ -119,7 +113,7 @@ class _Rows:
         bias, se = found.bias, found.bias_se
         if se == 0 and not (measured.exact and self._reference.exact):
             return bias, math.nan, False  # as many equal draws say nothing of rarer ones
-        epsilon, whole = measured.moments.epsilon, self._reference.moments.figures().norm
+        epsilon, whole = measured.epsilon, self._reference.figures["all"].norm
         rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
         if not (bias > rounding and bias > _limit(deviate, measured.loss.count) * se):
             return bias, se, False
@@ -127,9 +121,9 @@ class _Rows:
         return bias * scale, se * scale, True
 
     def _cosine(self, found: GradientFigures, group: str) -> float:
-        if self._reference is None or group not in self._reference.moments.groups:
+        if self._reference is None or group not in self._reference.figures:
             return math.nan
-        signal = found.square * self._reference.moments.figures(group).norm ** 2
+        signal = found.square * self._reference.figures[group].norm ** 2
         if not signal > 0:
             return math.nan
         return min(max(found.product / math.sqrt(signal), -1.0), 1.0)
@@ -144,7 +138,7 @@ class _Rows:
 
     def _notes_on(self, row: dict[str, Any]) -> Iterator[str]:
         """Remarks on one loss."""
-        name, square = row["name"], self._measured[row["name"]].moments.figures().square
+        name, square = row["name"], self._measured[row["name"]].figures["all"].square
         if not math.isfinite(row["grad_std"]):
             yield f"{name} gave values or gradients that are not finite."
         elif row["grad_std"] == 0 and not row["exact"] and square > 0:

@@ -9,7 +9,7 @@ scalar, so it comes with a standard error, and none needs more memory than the t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -79,7 +79,7 @@ class GradientMoments:
         self._reference_mean = reference_mean
         self.mean: Gradient = {}
         """Of the samples so far, flat, in single precision or better."""
-        self._names: list[str] = []
+        self._members = _members(roles, ())
         self._each = Running()  # figures of one sample
         self._later = Running()  # figures of a sample and the ones before it
         self._offset: Array | None = None
@@ -113,10 +113,6 @@ class GradientMoments:
         """Whether all samples so far were the same."""
         return self._later.count == 0 or bool(self._later.mean[0, 0] == 0)
 
-    def release(self) -> None:
-        """Forget the means, which no figure needs when there are no more samples."""
-        self.mean, self._reference_mean = {}, {}
-
     def _met(self, gradient: Gradient) -> Gradient:
         """A gradient in the form that it is kept in; parameters that are new have a mean of zero."""
         vectors = flat(gradient)
@@ -125,9 +121,9 @@ class GradientMoments:
         )
         for name, value in vectors.items():
             if name not in self.mean:
-                self._names.append(name)
                 self.mean[name] = torch.zeros_like(value)
                 self.on_cuda |= value.is_cuda
+                self._members = _members(self._roles, self.mean)
         return vectors
 
     def _by_group(self, sample: Gradient) -> Array:
@@ -140,7 +136,7 @@ class GradientMoments:
             return np.zeros((_PRODUCTS, len(_GROUPS)))
         device = by_parameter[0].device  # one transfer for all
         products = torch.stack([p.to(device) for p in by_parameter], dim=-1).cpu().numpy()
-        of_groups = [products[..., members].sum(-1) for members in self._membership()]
+        of_groups = [products[..., members].sum(-1) for members in self._members]
         return np.concatenate([np.stack(of_groups, axis=-1), products], axis=-1)
 
     def _note(self, p: Array, earlier: int) -> None:
@@ -159,33 +155,35 @@ class GradientMoments:
         }
         self._later.add(np.stack(list(later.values()), axis=1))
 
-    def _membership(self) -> NDArray[np.bool_]:
-        """Which parameters (columns) are in which of the first groups (rows)."""
-        roles = [self._roles.get(name, ()) for name in self._names]
-        rows = [["baseline" not in role for role in roles]]
-        rows += [[group in role for role in roles] for group in _GROUPS[1:]]
-        return np.array(rows, dtype=bool)
+    def figures(self) -> dict[str, GradientFigures]:
+        """What was found, by group: "all" in any case, "guide" and "model" where they have parameters.
 
-    @property
-    def groups(self) -> list[str]:
-        """Groups with some parameter: "all" in any case, "guide", "model", and each by name."""
-        sizes = self._membership().sum(axis=1)
-        first = [group for group, size in zip(_GROUPS, sizes) if size or group == "all"]
-        return [*first, *self._all_groups[len(_GROUPS) :]]
-
-    @property
-    def _all_groups(self) -> list[str]:
-        own = [f"parameter {name}" if name in _GROUPS else name for name in self._names]
-        return [*_GROUPS, *own]
-
-    def figures(self, group: str = "all") -> GradientFigures:
-        """What was found about one group."""
-        index = self._all_groups.index(group)
+        And each parameter by its name; one that is called like a group is "parameter all", say.
+        """
+        names = [f"parameter {name}" if name in _GROUPS else name for name in self.mean]
+        empty = [not members.any() for members in self._members]
         if not self._later.count:
-            return GradientFigures(*[math.nan] * len(GradientFigures._fields))
-        product, square = self._each.mean[index].tolist()
-        noise, bias, bias_square, norm = self._later.mean[index].tolist()
-        noise_se, bias_se, *_ = self._later.se[index].tolist()
+            unknown = GradientFigures(*[math.nan] * len(GradientFigures._fields))
+            found = [unknown] * (len(_GROUPS) + len(names))
+        else:
+            rows = np.concatenate(
+                [self._each.mean, self._later.mean, self._later.se[:, :2]], axis=1
+            ).tolist()
+            found = [self._figures(*row) for row in rows]
+        pairs = zip([*_GROUPS, *names], found, [False, *empty[1:], *[False] * len(names)])
+        return {group: figures for group, figures, is_empty in pairs if not is_empty}
+
+    def _figures(
+        self,
+        product: float,
+        square: float,
+        noise: float,
+        bias: float,
+        bias_square: float,
+        norm: float,
+        noise_se: float,
+        bias_se: float,
+    ) -> GradientFigures:
         std = _root(noise)
         return GradientFigures(
             norm=_root(norm),
@@ -199,6 +197,14 @@ class GradientMoments:
             product=product,
             square=square,
         )
+
+
+def _members(roles: Mapping[str, Collection[str]], names: Iterable[str]) -> list[NDArray[np.bool_]]:
+    """Which parameters are in each of the groups that are not one parameter."""
+    those = [roles.get(name, ()) for name in names]
+    everyone = [["baseline" not in role for role in those]]
+    others = [[group in role for role in those] for group in _GROUPS[1:]]
+    return [np.array(row, dtype=bool) for row in everyone + others]
 
 
 # The inner products of sample g, mean m and reference s that the figures are made of. Differences are

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
-from pyro_silent.diagnostics.gradient_moments import GradientMoments
+from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSampler, Programs
 from pyro_silent.diagnostics.losses import Loss
 from pyro_silent.diagnostics.parameters import Parameters
@@ -30,11 +30,16 @@ FOR_PREPARATION, _FOR_REFERENCE, _FOR_SAMPLES = range(3)
 class MeasuredLoss(NamedTuple):
     """What was drawn of one loss.
 
+    :ivar figures: of its gradient, by group of parameters.
+    :ivar epsilon: of the coarsest dtype among the gradients.
+    :ivar on_cuda: whether some gradient lies on a CUDA device.
     :ivar loss: moments of its value.
     :ivar exact: whether it draws no random numbers and comes to the same result every time.
     """
 
-    moments: GradientMoments
+    figures: dict[str, GradientFigures]
+    epsilon: float
+    on_cuda: bool
     loss: Running
     exact: bool
 
@@ -106,7 +111,7 @@ class Measurement:
         against_exact = self.reference is None or self.reference.exact
         sample = sampler()
         exact = is_constant(sample, sampler)
-        mean = {} if self.reference is None else self.reference.moments.mean
+        mean = {} if self.reference is None else self.reference.mean
         moments, loss = GradientMoments(self.parameters.groups, mean), Running()
         for index in range(self._num_samples):
             if index > 0:
@@ -120,8 +125,7 @@ class Measurement:
             exact = exact and moments.are_equal
             if exact and against_exact and loss.count == SAMPLES_OF_CONSTANTS:
                 break
-        moments.release()
-        return MeasuredLoss(moments, loss, exact)
+        return MeasuredLoss(moments.figures(), moments.epsilon, moments.on_cuda, loss, exact)
 
     def _fresh_reference(self) -> Gradient:
         reference = self.reference
@@ -143,7 +147,7 @@ class Measurement:
         self.costs = time_in_turn({name: self._samplers[name] for name in self.measured}, failed)
         for name in self.costs:
             with self._caught(name):
-                on_cuda = self.measured[name].moments.on_cuda
+                on_cuda = self.measured[name].on_cuda
                 self.peaks[name] = peak_bytes(self._samplers[name], on_cuda) if memory else None
 
     @contextmanager

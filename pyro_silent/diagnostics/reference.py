@@ -45,8 +45,9 @@ class MeasuredReference:
     """A reference, and the mean of its gradient from samples of its own.
 
     :ivar exact: whether it draws no random numbers and comes to the same result every time.
-    :ivar moments: of its gradient; ``moments.mean`` is its mean.
-    :ivar loss: of its value.
+    :ivar mean: of its gradient.
+    :ivar figures: of its gradient, by group of parameters.
+    :ivar loss: moments of its value.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class MeasuredReference:
         self.name = reference.name
         self.by_default = reference.by_default
         self._sampler = GradientSampler(reference.loss, programs)
-        self.moments = GradientMoments(roles, {})
+        moments = GradientMoments(roles, {})
         self.loss = Running()
         with self._on_branch():
             self._sampler.warm_up()
@@ -68,12 +69,13 @@ class MeasuredReference:
             sample = self.sample()
             if index == 0:
                 self.exact = is_constant(sample, self.sample)
-            self.moments.add(sample.gradient)
+            moments.add(sample.gradient)
             self.loss.add(np.array([sample.loss]))
             del sample  # the next one takes its place in memory
-            self.exact = self.exact and self.moments.are_equal
+            self.exact = self.exact and moments.are_equal
             if self.exact and self.loss.count == SAMPLES_OF_CONSTANTS:
                 break
+        self.mean, self.figures = moments.mean, moments.figures()
 
     def sample(self) -> GradientSample:
         """One sample."""
@@ -85,7 +87,7 @@ class MeasuredReference:
 
     def row(self) -> dict[str, Any]:
         """What the report says of it."""
-        found = self.moments.figures()
+        found = self.figures["all"]
         return {
             "name": self.name,
             "exact": self.exact,
