@@ -251,6 +251,14 @@ def test_ctrl_c_in_a_loss_and_finished_runs(tmp_path):
     assert compare_small(path, elbos=elbos) == resumed
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The file of a comparison that came to its end."""
+    path = tmp_path_factory.mktemp("finished") / "run.pt"
+    compare_small(path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -264,11 +272,9 @@ def test_ctrl_c_in_a_loss_and_finished_runs(tmp_path):
         ({"initialize": lambda: torch.rand(1)}, "initial values was"),
     ],
 )
-def test_a_checkpoint_of_another_comparison_is_refused(changes, text, tmp_path):
-    path = tmp_path / "run.pt"
-    compare_small(path, seeds=(0, 1))
+def test_a_checkpoint_of_another_comparison_is_refused(changes, text, finished):
     with pytest.raises(ConfigurationError, match=f"another comparison: {text}.*delete the file"):
-        compare_small(path, **changes)
+        compare_small(finished, **changes)
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):
