@@ -66,7 +66,8 @@ def train_and_compare(
         for full-batch inference ``[(x, y)]``. Of a batch a tuple or list is the arguments of model and
         guide, a dict their keyword arguments, anything else the one argument. What it draws must come
         from the global generators of torch, numpy or Python, or from those of a ``DataLoader`` and its
-        samplers. (Minibatches that ``pyro.plate`` draws in the model belong to the noise of the loss.)
+        samplers. (Minibatches that ``pyro.plate`` draws in the model belong to the noise of the loss;
+        the yardstick then sees the same one every time.)
     :param int num_steps: of each run.
     :param seeds: one run for each loss and seed. A seed stands for the order of the data, the noise,
         and values of parameters that are still to be made: those of modules start as found.

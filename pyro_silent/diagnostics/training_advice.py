@@ -42,9 +42,9 @@ def advice(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> str:
         elif len(values) == 1:
             higher.append(f'"{name}" by {number(mean)}')
         elif mean > student_t(len(values) - 1, _LEVEL / pairs) * error:
-            higher.append(f'"{name}" by {number(mean)} +- {number(error, 2)}')
+            higher.append(f'"{name}" by {number(mean)} ± {number(error, 2)}')
         else:
-            level.append(f'"{name}" ({number(mean)} +- {number(error, 2)} higher)')
+            level.append(f'"{name}" ({number(mean)} ± {number(error, 2)} higher)')
     if len(finals[best]) == 1:
         told = [f'"{best}" ended lowest'] if higher else []
         told += [f"{' and '.join(higher)} higher"] if higher else []

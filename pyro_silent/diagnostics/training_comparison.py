@@ -16,7 +16,7 @@ from pyro_silent.diagnostics.training_picture import draw
 from pyro_silent.diagnostics.training_record import Record
 from pyro_silent.errors import ConfigurationError
 
-_HEADER = ("Loss", "Final", "+- seeds", "Best", "Steps", "Seconds", "Seeds")
+_HEADER = ("Loss", "Final", "± seeds", "Best", "Steps", "Seconds", "Seeds")
 
 
 @dataclass(frozen=True)

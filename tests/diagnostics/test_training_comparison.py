@@ -81,7 +81,7 @@ def test_seeds_of_which_the_same_is_said_stand_together():
 
 def test_text_and_html(mixed):
     lines = str(mixed).splitlines()
-    assert lines[0].split() == ["Loss", "Final", "+-", "seeds", "Best", "Steps", "Seconds", "Seeds"]
+    assert lines[0].split() == ["Loss", "Final", "±", "seeds", "Best", "Steps", "Seconds", "Seeds"]
     assert lines[2].split() == ["silent", "3.0000", "1.4", "2.7500", "20", "1.00", "2"]
     assert lines[5] == '"broken" failed: seed 0: step 11: the loss is nan.'
     assert lines[6] == '"trace" stopped early: seed 0: step 10: no new best.'
@@ -106,19 +106,19 @@ def test_text_and_html(mixed):
         ({"a": [2.0], "b": [2.0]}, '"b" level with "a". With one seed the spread'),
         (
             {"a": [1.0, 2.0, 3.0], "b": [1.5, 2.51, 3.49]},
-            'Over 3 seeds, "a" ended lower than "b" by 0.500 +- 0.0058, beyond chance '
+            'Over 3 seeds, "a" ended lower than "b" by 0.500 ± 0.0058, beyond chance '
             "(1 % for all losses together).",
         ),
         (
             {"a": [1.0, 2.0, 3.0], "b": [1.0, 2.5, 4.0]},
-            'Over 3 seeds, not told apart from "a": "b" (0.500 +- 0.29 higher).',
+            'Over 3 seeds, not told apart from "a": "b" (0.500 ± 0.29 higher).',
         ),
         ({"a": [1.0, 2.0], "b": [1.0, 2.0]}, 'Over 2 seeds, not told apart from "a": "b".'),
         (
             {"a": [1.0, 1.0], "b": [1.5, 1.5], "c": [1.0, 1.1]},
-            'Over 2 seeds, "a" ended lower than "b" by 0.500 +- 0.0, beyond chance '
+            'Over 2 seeds, "a" ended lower than "b" by 0.500 ± 0.0, beyond chance '
             "(1 % for all losses together); "
-            'not told apart from "a": "c" (0.0500 +- 0.050 higher). More seeds would tell more.',
+            'not told apart from "a": "c" (0.0500 ± 0.050 higher). More seeds would tell more.',
         ),
     ],
 )
