@@ -40,8 +40,8 @@ class TrainingComparison:
     :ivar runs: one dict for each loss and seed: ``name``, ``seed``, ``steps``, ``seconds``, ``final``,
         ``best``, ``best_step``, ``stopped``, ``error``.
     :ivar curves: one dict for each evaluation of each run: ``name``, ``seed``, ``step``, ``seconds`` of
-        training so far, ``loss`` (mean of the training losses since the evaluation before; None at step
-        0) and ``yardstick``.
+        training so far, ``loss`` (mean of the training losses since the evaluation before, of those that
+        return a tuple the first; None at step 0) and ``yardstick``.
     :ivar yardstick: what it is, and on which data.
     """
 

@@ -161,21 +161,20 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on."""
         optimizers = self._optim.optim_objs
+        met = {
+            name: {
+                "value": leaf.detach(),
+                "has_gradient": leaf.grad is not None,
+                "optimizer": state_of_optimizer(optimizers[leaf]) if leaf in optimizers else None,
+            }
+            for name, leaf in self._tensors.parameters().items()
+        }
         return {
             "record": vars(self.record),
             "losses_of_pass": self._losses_of_pass,
             "passes_seen": self._passes_seen,
             "loss": state_of_loss(self._loss),
-            "parameters": {
-                name: {
-                    "value": leaf.detach(),
-                    "has_gradient": leaf.grad is not None,
-                    "optimizer": (
-                        state_of_optimizer(optimizers[leaf]) if leaf in optimizers else None
-                    ),
-                }
-                for name, leaf in self._tensors.parameters().items()
-            },
+            "parameters": {**self._pending, **met},
             "others": [tensor.detach() for tensor in self._tensors.others()],
             "batches": self._batches.state(),
             "noise": random_now(),

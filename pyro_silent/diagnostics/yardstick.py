@@ -71,15 +71,16 @@ class Yardstick:
         function = measure.loss if isinstance(measure, ELBO) else measure
         try:
             value = function(model, guide, *args, **kwargs)
-        except Exception as error:
-            raise MeasureError(error) from error
+        except Exception as cause:
+            raise MeasureError(cause) from cause
         try:
             return float(torch_item(value))
         except (AttributeError, TypeError, ValueError, RuntimeError):
-            raise ConfigurationError(
+            error = ConfigurationError(
                 f"yardstick: got {value!r} from {self._name}, expected a number; write an ELBO or a "
                 "function of model, guide and the batch that returns a float."
-            ) from None
+            )
+            raise MeasureError(error) from None
 
     def __str__(self) -> str:
         where = (

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoNormal
+from torch.distributions import constraints
 from torch.utils.data import DataLoader
 
 from pyro_silent import (
@@ -132,6 +133,50 @@ def baselines(data: Any, path: Any) -> TrainingComparison:
         checkpoint=path,
         progress=False,
     )
+
+
+def rare_parameter(data: Any, path: Any) -> TrainingComparison:
+    """A parameter that is not made before the second batch of a pass, and not met in most steps."""
+
+    def program(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if x[0, 0] > 1:
+            z = z + pyro.param("rare", lambda: torch.rand(()), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.mean())
+
+    def proposal(x):
+        pyro.sample("z", dist.Normal(pyro.param("loc", lambda: torch.randn(())), 0.5))
+
+    return train_and_compare(
+        program,
+        proposal,
+        {"trace": Trace_ELBO()},
+        adam(),
+        data,
+        num_steps=12,
+        held_out=[torch.ones(4, 3)],
+        yardstick=Trace_ELBO(num_particles=3),
+        evaluate_every=1,
+        checkpoint=path,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("steps", [[4], [4, 5]])
+def test_a_parameter_that_is_made_late(steps, tmp_path):
+    """It keeps value and momentum, also through a fifth step in a process that has not met it."""
+    data = [torch.zeros(4, 3), torch.full((4, 3), 2.0), torch.zeros(4, 3), torch.zeros(4, 3)]
+    whole = rare_parameter(data, None)
+    breaking = Breaking(data)
+    for before, after in zip([0, *steps], steps):
+        # three batches are looked at first, and those of the pass so far are gone through again
+        breaking.left = 3 + before + (after - before) + 1
+        with pytest.raises(OSError, match="interrupted"):
+            rare_parameter(breaking, tmp_path / "run.pt")
+        content = torch.load(tmp_path / "run.pt", weights_only=True)
+        assert content["current"]["record"]["steps"] == after
+        assert "rare" in content["current"]["parameters"]
+    assert untimed(rare_parameter(breaking, tmp_path / "run.pt")) == untimed(whole)
 
 
 @pytest.mark.parametrize("compare", [twins, local_autoguide, baselines])
