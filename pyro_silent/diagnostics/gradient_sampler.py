@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +60,7 @@ class GradientSampler:
         self._loss = copy_of(loss)
         self._num_steps = getattr(loss, "num_steps", None)
         self._programs = programs
+        self._store = pyro.get_param_store().get_state()
 
     def warm_up(self, calls: int = 2, calls_of_baselines: int = 20) -> None:
         """Let the loss find out what it finds out in its first steps, and running means settle.
@@ -68,12 +69,14 @@ class GradientSampler:
         :param calls_of_baselines: more of them, if the loss writes into the param store.
         """
         store = pyro.get_param_store()
-        self._run(self._loss, 1)
-        before = store.get_state()["params"]
-        self._run(self._loss, calls - 1)
-        after = store.get_state()["params"]
-        if any(after[name] is not value for name, value in before.items()):
-            self._run(self._loss, calls_of_baselines)
+        with store.scope(store.get_state()):
+            self._run(self._loss, 1)
+            before = store.get_state()["params"]
+            self._run(self._loss, calls - 1)
+            after = store.get_state()["params"]
+            if any(after[name] is not value for name, value in before.items()):
+                self._run(self._loss, calls_of_baselines)
+            self._store = store.get_state()
         if self._num_steps is not None:
             self._loss.num_steps = self._num_steps
 
@@ -81,7 +84,7 @@ class GradientSampler:
         """One sample."""
         self._programs.reset()
         state = _random_states()
-        with _store_kept(), self._evaluated(copy_of(self._loss)) as (loss, params):
+        with self._own_store(), self._evaluated(copy_of(self._loss)) as (loss, params):
             gradient = {
                 name: param.grad for name, param in params.items() if param.grad is not None
             }
@@ -89,8 +92,13 @@ class GradientSampler:
 
     def repeat(self, calls: int) -> None:
         """Some evaluations of which nothing is kept, to be timed."""
-        with _store_kept():
+        with self._own_store():
             self._run(copy_of(self._loss), calls)
+
+    def _own_store(self) -> AbstractContextManager:
+        """Inside, the param store is as the warm-up left it."""
+        state: Any = {key: dict(items) for key, items in self._store.items()}
+        return pyro.get_param_store().scope(state)
 
     def _run(self, loss: Loss, calls: int) -> None:
         for _ in range(calls):
@@ -133,14 +141,6 @@ def _unconstrained(value: Any) -> Tensor:
     """The leaf behind a parameter; module-local ones without a constraint are leaves themselves."""
     leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
     return leaf
-
-
-@contextmanager
-def _store_kept() -> Iterator[None]:
-    """Inside, the param store may be written to; outside, it is as before."""
-    store = pyro.get_param_store()
-    with store.scope(store.get_state()):
-        yield
 
 
 def _random_states() -> tuple[list[Tensor], Any, Any]:

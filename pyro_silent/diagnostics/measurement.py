@@ -20,6 +20,7 @@ from pyro_silent.diagnostics.reference import (
     MeasuredReference,
     candidates,
     is_constant,
+    is_silent,
 )
 from pyro_silent.diagnostics.running import Running
 
@@ -95,22 +96,23 @@ class Measurement:
         """Draw the gradients of all losses."""
         total = self._num_samples * len(self._samplers)
         with tqdm(total=total, desc="compare", disable=not progress) as bar:
-            for name, sampler in self._samplers.items():
+            for name in self._samplers:
                 seed_everything(self._seed, _FOR_SAMPLES)
                 start = bar.n
                 with self._caught(name):
                     try:
-                        self.measured[name] = self._measure(sampler, bar)
+                        self.measured[name] = self._measure(name, bar)
                     except _ReferenceFailedError as failure:
                         self.notes.append(str(failure))
                         self.reference = None
-                        self.measured[name] = self._measure(sampler, bar)
+                        self.measured[name] = self._measure(name, bar)
                 bar.update(start + self._num_samples - bar.n)
 
-    def _measure(self, sampler: GradientSampler, bar: Any) -> MeasuredLoss:
+    def _measure(self, name: str, bar: Any) -> MeasuredLoss:
+        sampler = self._samplers[name]
         against_exact = self.reference is None or self.reference.exact
         sample = sampler()
-        exact = is_constant(sample, sampler)
+        exact = is_constant(sample, sampler, lambda: is_silent(self.losses[name], self._programs))
         mean = {} if self.reference is None else self.reference.mean
         moments, loss = GradientMoments(self.parameters.groups, mean), Running()
         for index in range(self._num_samples):

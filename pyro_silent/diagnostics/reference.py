@@ -21,6 +21,7 @@ from pyro_silent.diagnostics.gradient_sampler import (
 )
 from pyro_silent.diagnostics.losses import Loss, check_loss
 from pyro_silent.diagnostics.running import Running
+from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.leave_one_out import LeaveOneOutELBO
 from pyro_silent.elbo.silent import SilentELBO
 from pyro_silent.errors import ConfigurationError
@@ -59,6 +60,7 @@ class MeasuredReference:
     ) -> None:
         self.name = reference.name
         self.by_default = reference.by_default
+        self._loss, self._programs = reference.loss, programs
         self._sampler = GradientSampler(reference.loss, programs)
         moments = GradientMoments(roles, {})
         self.loss = Running()
@@ -68,7 +70,7 @@ class MeasuredReference:
         for index in range(num_samples):
             sample = self.sample()
             if index == 0:
-                self.exact = is_constant(sample, self.sample)
+                self.exact = is_constant(sample, self.sample, self._is_explained)
             moments.add(sample.gradient)
             self.loss.add(np.array([sample.loss]))
             del sample  # the next one takes its place in memory
@@ -81,6 +83,10 @@ class MeasuredReference:
         """One sample."""
         with self._on_branch():
             return self._sampler()
+
+    def _is_explained(self) -> bool:
+        with self._on_branch():
+            return is_silent(self._loss, self._programs)
 
     def _on_branch(self) -> AbstractContextManager:
         return branch("expressive") if self.by_default else nullcontext()
@@ -102,13 +108,18 @@ SAMPLES_OF_CONSTANTS = 10
 """How often a loss is evaluated that draws no random numbers: programs may have other sources."""
 
 
-def is_constant(sample: GradientSample, draw: Callable[[], GradientSample]) -> bool:
-    """Whether a loss draws no random numbers and comes to the same result again."""
-    if sample.drew:
-        return False
+def is_constant(sample: GradientSample, draw: Callable[[], GradientSample], explained: Any) -> bool:
+    """Whether a loss comes to the same result again, and by no accident.
+
+    Not by accident if it draws no random numbers, or if ``explained()`` finds that none of its terms
+    are sampled: programs may draw numbers that have no effect, such as initial values of parameters
+    that have their values.
+    """
     again = draw()
     same_loss = sample.loss == again.loss or sample.loss != sample.loss
-    return not again.drew and same_loss and _equal(flat(sample.gradient), flat(again.gradient))
+    if not (same_loss and _equal(flat(sample.gradient), flat(again.gradient))):
+        return False
+    return not (sample.drew or again.drew) or explained()
 
 
 def _equal(a: Gradient, b: Gradient) -> bool:
@@ -127,7 +138,9 @@ def candidates(
     if reference is not None:
         yield named(reference, losses)
         return
-    if _is_exact(programs):
+    with branch("expressive"):
+        exact = is_silent(SilentELBO(), programs)
+    if exact:
         yield Reference("SilentELBO()", SilentELBO(), by_default=True)
     loss = LeaveOneOutELBO(num_particles=_PARTICLES)
     yield Reference(f"LeaveOneOutELBO(num_particles={_PARTICLES})", loss, by_default=True)
@@ -150,10 +163,11 @@ def named(reference: Any, losses: Mapping[str, Loss]) -> Reference:
     return Reference(name, reference)
 
 
-def _is_exact(programs: Programs) -> bool:
-    """Whether SilentELBO samples nothing, on the branch of twins that is the user's model."""
+def is_silent(loss: Loss, programs: Programs) -> bool:
+    """Whether ``explain`` finds that no term of a loss is sampled."""
+    if not isinstance(loss, TreatmentELBO):
+        return False
     try:
-        with branch("expressive"):
-            return explain_run(Experiment(*programs[:4], None)).is_silent
+        return explain_run(Experiment(*programs[:4], loss)).is_silent
     except Exception:  # whatever it is, this loss does not take these programs
         return False

@@ -30,9 +30,10 @@ class Running:
         elif len(values) > len(self.mean):
             self.mean, self._squares = (_padded(x, len(values)) for x in (self.mean, self._squares))
         self.count += 1
-        delta = values - self.mean
-        self.mean = self.mean + delta / self.count
-        self._squares = self._squares + delta * (values - self.mean)
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinite figures the spread is nan
+            delta = values - self.mean
+            self.mean = self.mean + delta / self.count
+            self._squares = self._squares + delta * (values - self.mean)
 
     @property
     def std(self) -> Array:
