@@ -66,6 +66,11 @@ def _noisy(rows: list[Row], measured: list[Row]) -> tuple[Row, str]:
     best, *others = ranked
     if not others:
         return best, f"Use {best['name']}: it is the only loss in which no bias was found."
+    if best["efficiency"] == 0:
+        return best, (
+            f"All gradients of {best['name']} were equal, though it drew random numbers: draw more "
+            "samples before you choose."
+        )
     close = [row for row in others if not _below(best, row)]
     if close:
         names = _listed([best, *close])
@@ -92,20 +97,22 @@ def _caveats(chosen: Row, reference: dict[str, Any]) -> list[str]:
         return ["Bias is not known, for want of a reference that has a gradient."]
     if math.isnan(chosen["grad_bias_se"]):
         return [f"The samples do not tell whether {chosen['name']} is biased."]
-    hidden = _visible_bias(chosen, reference)
+    hidden = visible_bias(
+        chosen["grad_std"], chosen["num_samples"], chosen["grad_bias_se"], reference["grad_se"]
+    )
     if not hidden > 0.1 * reference["grad_norm"]:
         return []
     return [f"A bias of {chosen['name']} below {number(hidden)} could not have been seen."]
 
 
-def _visible_bias(row: Row, reference: dict[str, Any]) -> float:
+def visible_bias(std: float, num_samples: int, bias_se: float, reference_se: float) -> float:
     """The norm b of a bias that shows as 3 standard errors on average.
 
     Its direction is found with a cosine of b / sqrt(b^2 + v), where v is the variance of the mean
     difference from the reference: b^2 / sqrt(b^2 + v) = 3 se is solved for b.
     """
-    v = row["grad_std"] ** 2 / row["num_samples"] + reference["grad_se"] ** 2
-    limit = (3 * row["grad_bias_se"]) ** 2
+    v = std**2 / num_samples + reference_se**2
+    limit = (3 * bias_se) ** 2
     return math.sqrt((limit + math.sqrt(limit**2 + 4 * limit * v)) / 2)
 
 

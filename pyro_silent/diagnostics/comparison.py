@@ -51,6 +51,8 @@ class Comparison:
           parameters one by one; more if samples are few) and more than rounding can do, and where:
           the groups "all", "guide", "model", or else names of parameters. Of 250 unbiased losses it
           is for one; for more if gradients are so skewed that means over samples are not normal;
+        - ``grad_bias_limit``: the norm of a bias that would show as 3 standard errors on average: a
+          smaller one may be there unseen, since noise hides its direction;
         - ``exact``: whether it draws no random numbers and comes to the same result every time;
         - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;
         - ``grad_cosine``: of the angle between the two;
@@ -124,7 +126,7 @@ class Comparison:
 
 _LEGEND = (
     "noise: root of the summed variance of one gradient; bias: of its mean; both ± standard error;\n"
-    "biased: by more than 3 of them; noise² x s: what precision costs in time."
+    "biased: by more than 3 of them, < what would show so; noise² x s: what precision costs in time."
 )
 
 
@@ -165,7 +167,8 @@ def _verdict(row: dict[str, Any]) -> str:
     if math.isnan(row["grad_bias_se"]):
         return "?"
     if not row["biased"]:
-        return "no"
+        limit = row.get("grad_bias_limit", 0.0)
+        return f"< {number(limit, 2)}" if limit > 0 else "no"
     where = row.get("biased_in", ("all",))
     if "all" in where:
         return "yes"

@@ -17,12 +17,12 @@ def draw_comparison(
     Noise is on a logarithmic axis with a linear piece around zero, where losses without noise are.
     """
     rows = [row for row in rows if not row["error"] and math.isfinite(row["grad_std"])]
-    figure = new_figure(11, 4.2)
+    figure = new_figure(10, 4.2 + 0.22 * math.ceil(len(rows) / _LEGEND_COLUMNS))
     bias, cost = figure.subplots(1, 2)
     for index, row in enumerate(rows):
         style: dict[str, Any] = {
             "color": f"C{index % 10}",
-            "marker": _MARKERS[index // 2 % len(_MARKERS)],
+            "marker": _MARKERS[(index + index // 10) % len(_MARKERS)],
             "linestyle": "none",
             "label": _label(row["name"]),
         }
@@ -36,10 +36,8 @@ def draw_comparison(
                 **style,
             )
         cost.plot(row["grad_std"], 1e3 * row["seconds_per_step"], **style)
-    scale = _smallest_positive(rows)
     for panel, ylabel in ((bias, "bias"), (cost, "milliseconds per step")):
-        panel.set_xscale("symlog", linthresh=scale, linscale=0.3)
-        panel.set_xlim(left=-0.15 * scale)
+        _scale_noise(panel, [row["grad_std"] for row in rows])
         panel.set_xlabel("gradient noise")
         panel.set_ylabel(ylabel)
         panel.grid(color="#dddddd", linewidth=0.6)
@@ -49,27 +47,40 @@ def draw_comparison(
         bias.set_title(
             f"against {_label(reference['name'])}, ± 2 standard errors; filled: biased", fontsize=9
         )
-    cost.set_yscale("log")
-    cost.yaxis.set_major_formatter("{x:g}")
-    cost.yaxis.set_minor_formatter("{x:g}")
+    cost.set_ylim(bottom=0.0)
     cost.set_title("value and gradient, without an optimizer", fontsize=9)
     figure.legend(
-        *cost.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9
+        *cost.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=_LEGEND_COLUMNS,
+        frameon=False,
+        fontsize=9,
     )
     figure.savefig(path, dpi=110)
 
 
-_MARKERS = "os^vDPX*<>"
+_MARKERS = "os^vDPX*<>p"
+_LEGEND_COLUMNS = 4
+_LONGEST_NAME = 32
+_WIDE = 30.0  # largest over smallest noise, from which the axis is logarithmic
+
+
+def _scale_noise(panel: Any, noises: list[float]) -> None:
+    """A linear axis from zero, or a logarithmic one where that would squeeze the small noises."""
+    positive = [noise for noise in noises if noise > 0]
+    if not positive or max(positive) < _WIDE * min(positive):
+        panel.set_xlim(-0.04 * max(positive, default=1.0), 1.1 * max(positive, default=1.0))
+        return
+    smallest = min(positive)
+    panel.set_xscale("symlog", linthresh=smallest, linscale=0.3)
+    panel.set_xlim(left=-0.15 * smallest)
 
 
 def _label(name: str) -> str:
     """A name as matplotlib shows it: no formula, and in the legend whatever it begins with."""
-    return "\u200b" + name.replace("$", r"\$")
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return "\u200b" + " ".join(short.split()).replace("$", r"\$")
 
 
 def _finite(error: float) -> float:
     return error if math.isfinite(error) else 0.0
-
-
-def _smallest_positive(rows: list[dict[str, Any]]) -> float:
-    return min((row["grad_std"] for row in rows if row["grad_std"] > 0), default=1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro.infer import RenyiELBO, ReweightedWakeSleep
 
+from pyro_silent.diagnostics.advice import visible_bias
 from pyro_silent.diagnostics.comparison import WHOLE, Comparison
 from pyro_silent.diagnostics.gradient_moments import GradientFigures
 from pyro_silent.diagnostics.measurement import MeasuredLoss, Measurement
@@ -55,9 +56,13 @@ class _Rows:
         if name not in self._measured:
             return {"name": name, **_NO_FIGURES, "error": self._measurement.errors[name]}
         measured, cost = self._measured[name], self._measurement.costs[name]
-        gradient = self._gradient_row(measured, "all")
+        gradient, count = self._gradient_row(measured, "all"), measured.loss.count
         biased_in = self._biased_groups(measured)
         variance, seconds = gradient["grad_std"] ** 2, cost.seconds
+        reference = None if self._reference is None else self._reference.row()
+        limit = (
+            visible_bias({**gradient, "num_samples": count}, reference) if reference else math.nan
+        )
         variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
         return {
             "name": name,
@@ -72,7 +77,7 @@ class _Rows:
             "peak_bytes": self._measurement.peaks[name],
             "efficiency": variance * seconds,
             "efficiency_se": math.hypot(variance_se * seconds, variance * cost.seconds_se),
-            "num_samples": measured.loss.count,
+            "num_samples": count,
             "error": None,
         }
 
@@ -87,6 +92,7 @@ class _Rows:
             "grad_std_se": found.std_se,
             "grad_bias": bias,
             "grad_bias_se": bias_se,
+            "grad_bias_limit": self._limit(found, measured.loss.count, bias_se, group),
             "grad_rmse": math.nan if math.isnan(bias) else found.rmse,
             "grad_cosine": self._cosine(found, group),
             "biased": biased,
@@ -119,6 +125,13 @@ class _Rows:
             return bias, se, False
         scale = max(math.sqrt(max(found.bias_square, 0.0)) / bias, 1.0)
         return bias * scale, se * scale, True
+
+    def _limit(self, found: GradientFigures, count: int, bias_se: float, group: str) -> float:
+        """The norm of a bias that could have been seen."""
+        if self._reference is None:
+            return math.nan
+        known = self._reference.figures.get(group)
+        return visible_bias(found.std, count, bias_se, 0.0 if known is None else known.mean_se)
 
     def _cosine(self, found: GradientFigures, group: str) -> float:
         if self._reference is None or group not in self._reference.figures:
@@ -169,6 +182,7 @@ class _Rows:
 _NO_FIGURES: dict[str, Any] = {
     **dict.fromkeys(("loss_mean", "loss_std", "grad_norm", "grad_std", "grad_std_se"), math.nan),
     **dict.fromkeys(("grad_bias", "grad_bias_se", "grad_rmse", "grad_cosine"), math.nan),
+    "grad_bias_limit": math.nan,
     "biased": False,
     "biased_in": (),
     "exact": False,

@@ -70,3 +70,9 @@ def _copy_of_value(value: Any) -> Any:
     if type(value) is dict:
         return {key: _copy_of_value(item) for key, item in value.items()}
     return copy_of(value)
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

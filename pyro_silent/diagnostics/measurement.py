@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
 from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSampler, Programs
-from pyro_silent.diagnostics.losses import Loss
+from pyro_silent.diagnostics.losses import Loss, one_line
 from pyro_silent.diagnostics.parameters import Parameters
 from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.reference import (
@@ -89,7 +89,7 @@ class Measurement:
                 )
                 return
             except Exception as error:
-                tried.append(f"{candidate.name} cannot be the reference: {_told(error)}")
+                tried.append(f"{candidate.name} cannot be the reference: {one_line(error)}")
         self.notes += tried
 
     def draw(self, progress: bool) -> None:
@@ -137,14 +137,14 @@ class Measurement:
             return reference.sample().gradient
         except Exception as error:
             raise _ReferenceFailedError(
-                f"The reference {reference.name} failed, so that no bias is known: {_told(error)}"
+                f"The reference {reference.name} failed, so that no bias is known: {one_line(error)}"
             ) from error
 
     def measure_costs(self, memory: bool) -> None:
         """Time the losses in turn, and see what memory a step takes."""
 
         def failed(name: str, error: Exception) -> None:
-            self.errors[name] = _told(error)
+            self.errors[name] = one_line(error)
 
         self.costs = time_in_turn({name: self._samplers[name] for name in self.measured}, failed)
         for name in self.costs:
@@ -158,14 +158,8 @@ class Measurement:
         try:
             yield
         except Exception as error:
-            self.errors[name] = _told(error)
+            self.errors[name] = one_line(error)
 
 
 class _ReferenceFailedError(Exception):
     """The reference raised while it was drawn beside a loss."""
-
-
-def _told(error: Exception) -> str:
-    """The kind of an error and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

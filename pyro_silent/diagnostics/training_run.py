@@ -22,7 +22,7 @@ from pyro_silent.diagnostics.checkpoint import (
     state_of_loss,
     state_of_optimizer,
 )
-from pyro_silent.diagnostics.losses import Loss, copy_of
+from pyro_silent.diagnostics.losses import Loss, copy_of, one_line
 from pyro_silent.diagnostics.random_stream import go_to, random_now, seed_everything
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors, write
 from pyro_silent.diagnostics.training_data import Batches, fingerprint
@@ -217,7 +217,7 @@ class Run:
             self._synchronize()
             record.seconds += time.perf_counter() - began
         except Exception as error:
-            return self._fail(_told(error), record.steps + 1)
+            return self._fail(one_line(error), record.steps + 1)
         record.steps += 1
         if not math.isfinite(loss):
             return self._fail(f"the loss is {loss}", record.steps)
@@ -243,7 +243,7 @@ class Run:
         try:
             value = plan.yardstick(plan.model, plan.guide, self._tensors.modules)
         except MeasureError as error:
-            return self._fail(f"the yardstick fails: {_told(error.cause)}", record.steps)
+            return self._fail(f"the yardstick fails: {one_line(error.cause)}", record.steps)
         record.curve.append(
             {
                 "step": record.steps,
@@ -275,8 +275,3 @@ class Run:
     def _synchronize(self) -> None:
         if self._on_cuda:
             torch.cuda.synchronize()
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
