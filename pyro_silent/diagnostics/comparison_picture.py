@@ -22,7 +22,7 @@ def draw_comparison(
     for index, row in enumerate(rows):
         style: dict[str, Any] = {
             "color": f"C{index % 10}",
-            "marker": _MARKERS[(index + index // 10) % len(_MARKERS)],
+            "marker": _MARKERS[(index + 3 * (index // 10)) % len(_MARKERS)],
             "linestyle": "none",
             "label": _label(row["name"]),
         }

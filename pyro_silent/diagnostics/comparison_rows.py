@@ -59,10 +59,6 @@ class _Rows:
         gradient, count = self._gradient_row(measured, "all"), measured.loss.count
         biased_in = self._biased_groups(measured)
         variance, seconds = gradient["grad_std"] ** 2, cost.seconds
-        reference = None if self._reference is None else self._reference.row()
-        limit = (
-            visible_bias({**gradient, "num_samples": count}, reference) if reference else math.nan
-        )
         variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
         return {
             "name": name,
