@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -165,6 +166,12 @@ def enumerated(loss: ELBO) -> Callable[..., Tensor]:
     return differentiable_loss
 
 
+@functools.cache
+def digits_of(data_dir: str | None) -> tuple[Tensor, Tensor]:
+    """Training and test digits, read once."""
+    return load_digits(data_dir)
+
+
 def binary_losses_by_kind(deep: bool) -> dict[str, dict[str, Loss]]:
     """The losses for bits: exact, unbiased, and the others.
 
@@ -209,7 +216,7 @@ def binary_code(num_bits: int, num_digits: int, deep: bool, data_dir: str | None
     :param deep: with a hidden layer in the decoder.
     :param data_dir: a folder with IDX files, or None for the packaged digits.
     """
-    train, _ = load_digits(data_dir)
+    train, _ = digits_of(data_dir)
     vae = BinaryVAE(num_bits, train.mean(0), deep)
     # the same for each problem and each random state
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))

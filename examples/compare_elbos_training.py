@@ -11,8 +11,7 @@ import pyro
 from torch.utils.data import DataLoader, TensorDataset
 
 from compare_elbos_claims import Claim
-from compare_elbos_problems import BinaryVAE, binary_losses
-from data import load_digits
+from compare_elbos_problems import BinaryVAE, binary_losses, digits_of
 from pyro_silent import TrainingComparison, train_and_compare
 
 LOSSES = (
@@ -23,8 +22,8 @@ LOSSES = (
     "Trace_ELBO",
 )
 LEARNING_RATE = 1e-3
-# Of Student's t with 2 degrees of freedom one in 100 is beyond, on both sides together.
-STANDARD_ERRORS = 9.9
+# Of Student's t with 4 degrees of freedom (five seeds) one in 1,000 is beyond, on both sides together.
+STANDARD_ERRORS = 8.6
 SILENT = "SilentELBO"
 
 
@@ -32,7 +31,7 @@ def train(args: argparse.Namespace) -> TrainingComparison:
     """Train by each loss and judge all by the exact -ELBO on held-out digits."""
     pyro.clear_param_store()
     pyro.set_rng_seed(args.seed)
-    train_set, test_set = load_digits(args.data)
+    train_set, test_set = digits_of(args.data)
     vae = BinaryVAE(args.bits, train_set.mean(0), deep=False)
     losses = binary_losses(deep=False)
     batches: DataLoader = DataLoader(
@@ -80,5 +79,5 @@ def training_claims(trained: TrainingComparison) -> Iterator[Claim]:
         error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
         yield Claim(
             f"{name} does not end below {SILENT} beyond chance: {gap:.4g} ± {error:.2g} above it",
-            gap > -STANDARD_ERRORS * error,
+            gap >= -STANDARD_ERRORS * error,
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import annealed_vae_report
+import compare_elbos_report
 import discrete_vae_report
 import gumbel_rao_toy
 import listops_report
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "listops": listops_report.readme_table,
     "discrete_vae": discrete_vae_report.readme_table,
     "annealed_vae": annealed_vae_report.readme_table,
+    "compare_elbos": compare_elbos_report.readme_table,
 }
 
 
