@@ -4,9 +4,9 @@ The rules, in their order; a loss is *in the running* if it has figures and no b
 
 1. no loss in the running: name the smallest RMSE, and say that its bias does not average out;
 2. losses in the running that draw no random numbers: the fastest of them, or the first of those that
-   are within 2 standard errors of it;
-3. the smallest noise variance x seconds, if it is below every other's by 2 standard errors of the
-   difference; if it is not, all that are within 2 standard errors, which cannot be told apart;
+   are within 3 standard errors of it;
+3. the smallest noise variance x seconds, if it is below every other's by 3 standard errors of the
+   difference; if it is not, all that are within 3 standard errors, which cannot be told apart;
 4. biased losses with less RMSE than the one advised are mentioned, since few steps may favour them.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from pyro_silent.diagnostics.tables import number
 
-_STANDARD_ERRORS = 2.0
+_STANDARD_ERRORS = 3.0
 
 Row = dict[str, Any]
 
@@ -52,7 +52,9 @@ def _silent(rows: list[Row], measured: list[Row]) -> tuple[Row, str]:
     best = next(row for row in rows if not _below(quickest, row, "seconds_per_step", "seconds_se"))
     fastest = min(measured, key=lambda row: row["seconds_per_step"])
     told = f"Use {best['name']}: its gradient has no noise and no bias was found"
-    if not _below(fastest, best, "seconds_per_step", "seconds_se"):
+    if not 0 < fastest["seconds_per_step"] or not _below(
+        fastest, best, "seconds_per_step", "seconds_se"
+    ):
         return best, f"{told}, and no step is faster."
     ratio = best["seconds_per_step"] / fastest["seconds_per_step"]
     return (

@@ -17,9 +17,9 @@ from pyro_silent.diagnostics.parameters import Parameters
 from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.reference import (
     SAMPLES_OF_CONSTANTS,
+    Constancy,
     MeasuredReference,
     candidates,
-    is_constant,
     is_silent,
 )
 from pyro_silent.diagnostics.running import Running
@@ -111,22 +111,25 @@ class Measurement:
     def _measure(self, name: str, bar: Any) -> MeasuredLoss:
         sampler = self._samplers[name]
         against_exact = self.reference is None or self.reference.exact
-        sample = sampler()
-        exact = is_constant(sample, sampler, lambda: is_silent(self.losses[name], self._programs))
         mean = {} if self.reference is None else self.reference.mean
-        moments, loss = GradientMoments(self.parameters.groups, mean), Running()
+        moments, loss, constancy = (
+            GradientMoments(self.parameters.groups, mean),
+            Running(),
+            Constancy(),
+        )
         for index in range(self._num_samples):
-            if index > 0:
-                if not against_exact:
-                    moments.add_reference(self._fresh_reference())
-                sample = sampler()
+            if index > 0 and not against_exact:
+                moments.add_reference(self._fresh_reference())
+            sample = sampler()
             moments.add(sample.gradient)
             loss.add(np.array([sample.loss]))
+            constancy.drew |= sample.drew
             del sample  # the next one takes its place in memory
             bar.update()
-            exact = exact and moments.are_equal
-            if exact and against_exact and loss.count == SAMPLES_OF_CONSTANTS:
+            constancy.equal = moments.are_equal and loss.is_constant
+            if constancy.is_plain and against_exact and loss.count == SAMPLES_OF_CONSTANTS:
                 break
+        exact = constancy.is_exact(lambda: is_silent(self.losses[name], self._programs))
         return MeasuredLoss(moments.figures(), moments.epsilon, moments.on_cuda, loss, exact)
 
     def _fresh_reference(self) -> Gradient:

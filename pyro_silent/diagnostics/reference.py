@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from pyro.infer import ELBO
 
 from pyro_silent.diagnostics.experiment import Experiment
 from pyro_silent.diagnostics.explain import explain_run
-from pyro_silent.diagnostics.gradient_moments import GradientMoments, flat
+from pyro_silent.diagnostics.gradient_moments import GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import (
-    Gradient,
     GradientSample,
     GradientSampler,
     Programs,
@@ -66,17 +65,17 @@ class MeasuredReference:
         self.loss = Running()
         with self._on_branch():
             self._sampler.warm_up()
-        self.exact = False
-        for index in range(num_samples):
+        constancy = Constancy()
+        for _ in range(num_samples):
             sample = self.sample()
-            if index == 0:
-                self.exact = is_constant(sample, self.sample, self._is_explained)
             moments.add(sample.gradient)
             self.loss.add(np.array([sample.loss]))
+            constancy.drew |= sample.drew
             del sample  # the next one takes its place in memory
-            self.exact = self.exact and moments.are_equal
-            if self.exact and self.loss.count == SAMPLES_OF_CONSTANTS:
+            constancy.equal = moments.are_equal and self.loss.is_constant
+            if constancy.is_plain and self.loss.count == SAMPLES_OF_CONSTANTS:
                 break
+        self.exact = constancy.is_exact(self._is_explained)
         self.mean, self.figures = moments.mean, moments.figures()
 
     def sample(self) -> GradientSample:
@@ -108,22 +107,29 @@ SAMPLES_OF_CONSTANTS = 10
 """How often a loss is evaluated that draws no random numbers: programs may have other sources."""
 
 
-def is_constant(sample: GradientSample, draw: Callable[[], GradientSample], explained: Any) -> bool:
-    """Whether a loss comes to the same result again, and by no accident.
+@dataclass
+class Constancy:
+    """Whether a loss comes to the same result every time, and by no accident.
 
-    Not by accident if it draws no random numbers, or if ``explained()`` finds that none of its terms
-    are sampled: programs may draw numbers that have no effect, such as initial values of parameters
-    that have their values.
+    :ivar equal: whether all samples so far were the same.
+    :ivar drew: whether random numbers were drawn for one of them.
     """
-    again = draw()
-    same_loss = sample.loss == again.loss or sample.loss != sample.loss
-    if not (same_loss and _equal(flat(sample.gradient), flat(again.gradient))):
-        return False
-    return not (sample.drew or again.drew) or explained()
 
+    equal: bool = True
+    drew: bool = False
 
-def _equal(a: Gradient, b: Gradient) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    @property
+    def is_plain(self) -> bool:
+        """Whether no random numbers were drawn and no sample differed."""
+        return self.equal and not self.drew
+
+    def is_exact(self, explained: Callable[[], bool]) -> bool:
+        """Whether it is no accident that all samples were the same.
+
+        Programs may draw numbers that have no effect, such as initial values of parameters that have
+        their values; then it takes the proof that nothing is sampled.
+        """
+        return self.is_plain or (self.equal and explained())
 
 
 def candidates(
@@ -138,9 +144,7 @@ def candidates(
     if reference is not None:
         yield named(reference, losses)
         return
-    with branch("expressive"):
-        exact = is_silent(SilentELBO(), programs)
-    if exact:
+    if _is_possible(programs):
         yield Reference("SilentELBO()", SilentELBO(), by_default=True)
     loss = LeaveOneOutELBO(num_particles=_PARTICLES)
     yield Reference(f"LeaveOneOutELBO(num_particles={_PARTICLES})", loss, by_default=True)
@@ -163,11 +167,21 @@ def named(reference: Any, losses: Mapping[str, Loss]) -> Reference:
     return Reference(name, reference)
 
 
+def _is_possible(programs: Programs) -> bool:
+    """Whether SilentELBO samples no term of the user's model: of twins that is the expressive branch."""
+    try:
+        with branch("expressive"):
+            return explain_run(Experiment(*programs[:4], None)).is_silent
+    except Exception:  # whatever it is, this loss does not take these programs
+        return False
+
+
 def is_silent(loss: Loss, programs: Programs) -> bool:
-    """Whether ``explain`` finds that no term of a loss is sampled."""
+    """Whether ``explain`` finds that no term of a loss is sampled, and no plate."""
     if not isinstance(loss, TreatmentELBO):
         return False
     try:
-        return explain_run(Experiment(*programs[:4], loss)).is_silent
+        explanation = explain_run(Experiment(*programs[:4], loss))
+        return explanation.is_silent and not explanation.notes
     except Exception:  # whatever it is, this loss does not take these programs
         return False

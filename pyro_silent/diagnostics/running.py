@@ -36,6 +36,11 @@ class Running:
             self._squares = self._squares + delta * (values - self.mean)
 
     @property
+    def is_constant(self) -> bool:
+        """Whether all arrays were the same, up to what is not a number."""
+        return not (self._squares != 0).any() or bool(np.isnan(self._squares).all())
+
+    @property
     def std(self) -> Array:
         """Root of the unbiased variance; nan before there are two."""
         if self.count < 2:

@@ -51,8 +51,12 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_csv(path: str | PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write dicts of the same keys; None is an empty cell."""
+    """Write dicts of the same keys; None is an empty cell, items of a tuple are separated by spaces."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _written(value) for key, value in row.items()} for row in rows)
+
+
+def _written(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
