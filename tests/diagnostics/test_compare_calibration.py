@@ -103,16 +103,20 @@ def test_scores_of_unbiased_gradients_are_standard_normal(size, n, reference):
     # the variance is known, and that of its estimate too
     squares = np.array([row["grad_std"] ** 2 for row in rows])
     assert abs(np.mean(squares) - size) < Z_LIMIT * math.sqrt(2 * size / (n - 1) / REPLICAS)
+    # and each says how much it spreads, of few samples too little
+    spread = np.std([row["grad_std"] for row in rows], ddof=1)
+    told = np.mean([row["grad_std_se"] for row in rows])
+    assert abs(told / spread - 1) < 3 / n + Z_LIMIT / math.sqrt(2 * REPLICAS)
 
 
 def test_scores_of_skewed_and_dependent_gradients_are_standard_normal():
     """The score function of three bits: eight values, whose mean converges to a normal law."""
     model, guide = replicated_bits()
-    comparison = measure(model, guide, {"trace": Trace_ELBO()}, num_samples=60)
+    comparison = measure(model, guide, {"trace": Trace_ELBO()}, num_samples=40)
     assert comparison.reference["name"] == "SilentELBO()"
     rows = replicas_of(comparison, "trace")
-    assert_standard_normal(scores_of(rows), 60)
-    assert_rarely_beyond(scores_of(rows), 60)
+    assert_standard_normal(scores_of(rows), 40)
+    assert_rarely_beyond(scores_of(rows), 40)
 
 
 def test_known_wrong_scores_are_not_standard_normal():
@@ -157,24 +161,24 @@ def test_two_hundred_seeds():
 
 
 def test_a_bias_of_five_standard_errors_is_flagged():
-    """The chance is above 0.9 with noise in two dims, for the direction is soon found: 27 of 40."""
-    bit, n = Bit(), 50
+    """The chance is above 0.9 with noise in two dims, for the direction is soon found."""
+    bit, n = Bit(), 40
 
     def shifted_noisy(model, guide):
         return noisy(model, guide) + 5 / math.sqrt(n) * pyro.param("theta")
 
     flagged = 0
-    for seed in range(40):
+    for seed in range(25):
         comparison = measure(
             bit.model, bit.guide, {"a": shifted_noisy}, num_samples=n, reference=exact, seed=seed
         )
         flagged += comparison.rows[0]["biased"]
-    assert flagged >= 27, "fewer with probability 1e-5"
+    assert flagged >= 15, "fewer with probability 1e-5"
 
 
 def test_the_power_to_see_five_standard_errors():
     """0.96 in one dim, where half of the first directions are wrong, and what is told is the norm."""
-    n = 50
+    n = 40
     model, guide = replicated(1)
     shift = 5 / math.sqrt(n)
     comparison = measure(model, guide, {"shifted": shifted(shift)}, num_samples=n)
@@ -207,12 +211,3 @@ def test_twice_the_variance_is_a_ratio_of_two():
         means[name] = squares.mean()
     ratio_error = 2 * math.sqrt(2 * 2 / 3 / 4 / REPLICAS)
     assert abs(means["one"] / means["two"] - 2) < Z_LIMIT * ratio_error
-
-
-def test_the_error_of_the_noise_is_its_spread():
-    """Over 200 repetitions the noise spreads by what each of them says."""
-    model, guide = replicated(3)
-    rows = replicas_of(measure(model, guide, {"trace": Trace_ELBO()}, num_samples=30), "trace")
-    spread = np.std([row["grad_std"] for row in rows], ddof=1)
-    told = np.mean([row["grad_std_se"] for row in rows])
-    assert abs(told / spread - 1) < 0.1 + Z_LIMIT / math.sqrt(2 * REPLICAS), "0.1: of small samples"

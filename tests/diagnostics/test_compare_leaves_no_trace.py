@@ -401,7 +401,7 @@ def test_a_reference_that_fails(after):
 
 
 def test_running_means_of_baselines_begin_anew():
-    """What a loss writes into the param store is neither kept nor grows from sample to sample."""
+    """What a loss writes into the param store is neither kept nor seen by the next one."""
     bit = Bit()
 
     def guide() -> None:
@@ -410,9 +410,12 @@ def test_running_means_of_baselines_begin_anew():
         pyro.sample("z", dist.Bernoulli(logits=theta), infer={"baseline": baseline})
 
     elbos = {name: TraceGraph_ELBO() for name in "ab"}
+    (alone,) = measure(bit.model, guide, {"a": elbos["a"]}, num_samples=20).rows
     first, second = measure(bit.model, guide, elbos, num_samples=20).rows
     assert len(pyro.get_param_store()) == 0
-    assert first["error"] is None and first["grad_std"] == second["grad_std"] > 0
+    assert first["grad_std"] == alone["grad_std"] > 0
+    # each has warmed up with random numbers of its own
+    assert second["grad_std"] == pytest.approx(first["grad_std"], rel=0.2)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["store", "module-local"])
@@ -456,7 +459,7 @@ def test_the_state_that_a_loss_is_in_is_the_one_that_is_measured():
     elbo = AnnealedELBO(SilentELBO(), Trace_ELBO(), Linear(1, 0, 10))
     elbo.num_steps = 5
     elbos = {"half": elbo, "whole": Trace_ELBO()}
-    comparison = measure(model, guide, elbos, num_samples=150)
+    comparison = measure(model, guide, elbos, num_samples=120)
     assert elbo.num_steps == 5
     half, whole = [group for group in comparison.groups if group["group"] == "guide"]
     error = math.hypot(half["grad_std_se"], whole["grad_std_se"] / 2)

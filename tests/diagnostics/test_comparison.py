@@ -61,8 +61,7 @@ def test_the_table_has_a_line_for_each_loss(measured):
     noise, error = lines[2].partition(" ± ")[0].split()[-1], lines[2].split("±")[1].split()[0]
     assert float(noise) == pytest.approx(trace["grad_std"], rel=5e-3)
     assert float(error) == pytest.approx(trace["grad_std_se"], rel=5e-2)
-    verdicts = [line.split()[-6] for line in lines[2:5]]
-    assert verdicts == ["no", "yes", "no"]
+    assert "  < " in lines[2] and "  yes  " in lines[3] and "  no  " in lines[4]
 
 
 def test_the_report_says_what_it_says(measured):
