@@ -97,7 +97,9 @@ def record_of(
     measured: Sequence[Measured], trained: TrainingComparison, args: argparse.Namespace
 ) -> Record:
     """What the page and the README are made from."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "data")}
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("out", "data", "checkpoint")
+    }
     return {
         "command": command_line(args.data),
         "settings": settings,
@@ -197,10 +199,10 @@ def main() -> None:
     print(f"\n{trained}\n")
     judged = [claim for m in measured for claim in m.claims] + list(training_claims(trained))
     record = record_of(measured, trained, args)
-    record["claims"] = [
-        *(f"{m.title}, {m.point}: {claim.sentence}." for m in measured for claim in m.claims),
-        *(f"Training: {claim.sentence}." for claim in training_claims(trained)),
-    ]
+    record["claims"] = {
+        **{f"{m.title}, {m.point}": [c.sentence for c in m.claims] for m in measured},
+        "Training": [c.sentence for c in training_claims(trained)],
+    }
     (args.out / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / f"{NAME}.md").write_text(page(record))
     write_figures(measured, args.out / f"{NAME}.csv")

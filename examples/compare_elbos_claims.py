@@ -36,7 +36,9 @@ def claims(problem: Problem, comparison: Comparison, at_start: bool) -> Iterator
     rows = {row["name"]: row for row in comparison.rows}
     norm = comparison.reference["grad_norm"]
     failed = [row["name"] for row in comparison.rows if row["error"]]
-    yield Claim(f"every loss has figures; without: {failed or 'none'}", not failed)
+    yield Claim(
+        "every loss has figures" + (f", but not {', '.join(failed)}" if failed else ""), not failed
+    )
     if failed:
         return
     for name in problem.exact:
@@ -61,7 +63,8 @@ def _biases(problem: Problem, comparison: Comparison, at_start: bool) -> Iterato
     for name in problem.unbiased:
         z = max(_bias_z(found) for found in _groups(comparison, name))
         yield Claim(
-            f"{name} is unbiased: {z:.1f} standard errors, the largest of its groups",
+            f"no bias is found in {name}: at most {z:.1f} standard errors among all parameters, the "
+            "guide's and the model's",
             z < STANDARD_ERRORS,
         )
     if at_start:

@@ -47,7 +47,11 @@ minibatches. The yardstick is a sum over {held_out} held-out digits.
 The margins are {standard_errors:g} standard errors of the figures themselves, so that a true sentence
 about normal figures fails once in 300,000.
 
+<details><summary>{num_claims} sentences, all true</summary>
+
 {claims}
+
+</details>
 
 ## What the figures say
 
@@ -63,6 +67,7 @@ about normal figures fails once in 300,000.
   guide is the least noisy of all sampled ones, and it points away from the exact one (negative cosine).
 - Some biases are hidden in the whole and show in single parameters:
 {in_parts}
+
   The first is a defect of Pyro 1.9.2: the location of `spread` enters through the `log_density` of a
   Delta, which `TraceMeanField_ELBO`'s analytic KL leaves out.
 
@@ -112,7 +117,11 @@ def page(record: dict[str, Any]) -> str:
         training=record["training"]["text"],
         num_trained=record["training"]["num_losses"],
         standard_errors=STANDARD_ERRORS,
-        claims="\n".join(f"- {claim}" for claim in record["claims"]),
+        num_claims=sum(map(len, record["claims"].values())),
+        claims="\n\n".join(
+            "\n".join([f"{where}:", "", *(f"- {sentence}." for sentence in sentences)])
+            for where, sentences in record["claims"].items()
+        ),
         in_parts="\n".join(f"  - {line}" for line in record["in_parts"]),
     )
 
