@@ -193,3 +193,49 @@ def test_the_guide_may_be_an_autoguide_that_was_not_set_up():
     assert comparison.reference["exact"] and not comparison.rows[0]["biased"]
     names = {group["group"] for group in comparison.groups}
     assert names == {"guide", "AutoNormal.locs.scale", "AutoNormal.scales.scale"}
+
+
+def test_a_minibatch_is_noise_though_every_term_is_exact():
+    data = torch.linspace(-1, 1, 10)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("data", 10, subsample_size=3) as rows:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[rows])
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.5))
+
+    elbos = {"silent": SilentELBO(), "trace": Trace_ELBO()}
+    comparison = measure(model, guide, elbos, num_samples=30)
+    silent, trace = comparison.rows
+    assert not comparison.reference["exact"] and comparison.reference["grad_se"] > 0
+    assert not silent["exact"] and 0 < silent["grad_std"] < trace["grad_std"]
+    assert not silent["biased"] and not trace["biased"]
+
+
+@pytest.mark.parametrize("differs", [2, 7], ids=["at once", "later"])
+def test_a_loss_with_a_source_of_its_own_is_not_exact(differs):
+    """Random numbers that no global generator gives, or whatever else changes from call to call."""
+    bit, own, calls = Bit(), torch.Generator().manual_seed(0), []
+
+    def loss(model, guide):
+        calls.append(1)
+        noise = torch.randn((), generator=own) if len(calls) > differs else 0.0
+        return SilentELBO().differentiable_loss(model, guide) + noise * pyro.param("theta")
+
+    comparison = measure(bit.model, bit.guide, {"own": loss}, num_samples=30)
+    (row,) = comparison.rows
+    assert not row["exact"] and row["num_samples"] == 30 and row["grad_std"] > 0
+    assert not row["biased"]
+
+
+def test_what_could_not_have_been_seen_is_in_every_row():
+    bit = Bit()
+    comparison = measure(bit.model, bit.guide, {"a": Trace_ELBO(), "b": SilentELBO()})
+    noisy, silent = comparison.rows
+    assert noisy["grad_bias_limit"] > 3 * noisy["grad_bias_se"] > 0
+    assert silent["grad_bias_limit"] == 0
+    for group in comparison.groups:
+        if group["name"] == "a":
+            assert group["grad_bias_limit"] >= 3 * group["grad_bias_se"]
