@@ -400,6 +400,35 @@ def test_a_reference_that_fails(after):
     assert "no reference today" in str(comparison)
 
 
+def test_every_sample_begins_with_the_same_buffers():
+    """A buffer that grows with each call would otherwise be noise, and a trend."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self) -> Tensor:
+            self.calls += 1
+            return self.weight * self.calls
+
+    counting = Counting()
+
+    def model() -> None:
+        pyro.module("counting", counting)
+        pyro.sample("x", dist.Normal(counting(), 1.0), obs=torch.tensor(3.0))
+
+    def guide() -> None:
+        pass
+
+    comparison = measure(model, guide, {"first": Trace_ELBO(), "second": Trace_ELBO()})
+    for row in comparison.rows:
+        assert row["exact"] and row["grad_std"] == 0 and not row["biased"]
+        assert row["grad_norm"] == 2.0, "of the first call: (1 - 3) * 1"
+    assert counting.calls == 0
+
+
 def test_running_means_of_baselines_begin_anew():
     """What a loss writes into the param store is neither kept nor seen by the next one."""
     bit = Bit()
