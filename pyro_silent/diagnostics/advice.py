@@ -52,11 +52,11 @@ def _silent(rows: list[Row], measured: list[Row]) -> tuple[Row, str]:
     best = next(row for row in rows if not _below(quickest, row, "seconds_per_step", "seconds_se"))
     fastest = min(measured, key=lambda row: row["seconds_per_step"])
     told = f"Use {best['name']}: its gradient has no noise and no bias was found"
-    if not 0 < fastest["seconds_per_step"] or not _below(
-        fastest, best, "seconds_per_step", "seconds_se"
-    ):
+    if fastest["seconds_per_step"] == best["seconds_per_step"]:
         return best, f"{told}, and no step is faster."
-    ratio = best["seconds_per_step"] / fastest["seconds_per_step"]
+    if not _below(fastest, best, "seconds_per_step", "seconds_se"):
+        return best, f"{told}, and no step is faster beyond the clock's error."
+    ratio = best["seconds_per_step"] / max(fastest["seconds_per_step"], 1e-9)  # of the clock
     return (
         best,
         f"{told}; a step takes {number(ratio)} x the time of the fastest, {fastest['name']}.",
@@ -108,12 +108,13 @@ def _caveats(chosen: Row, reference: dict[str, Any]) -> list[str]:
 
 
 def visible_bias(std: float, num_samples: int, bias_se: float, reference_se: float) -> float:
-    """The norm b of a bias that shows as 3 standard errors on average.
+    """The norm b of a bias that shows as 3 standard errors, on average and nearly.
 
-    Its direction is found with a cosine of b / sqrt(b^2 + v), where v is the variance of the mean
-    difference from the reference: b^2 / sqrt(b^2 + v) = 3 se is solved for b.
+    With v the variance of the mean difference from the reference, the direction that all samples find
+    has a cosine of b / sqrt(b^2 + v) with that of the bias, and those that earlier samples find have
+    2/3 of it on average where it is small. So b^2 / sqrt(b^2 + 9/4 v) = 3 se is solved for b.
     """
-    v = std**2 / num_samples + reference_se**2
+    v = 9 / 4 * (std**2 / num_samples + reference_se**2)
     limit = (3 * bias_se) ** 2
     return math.sqrt((limit + math.sqrt(limit**2 + 4 * limit * v)) / 2)
 

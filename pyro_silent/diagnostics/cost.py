@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pyro_silent.diagnostics.gradient_sampler import GradientSampler
 
-_ROUNDS = 5
-_ROUND_SECONDS = 0.02
+_ROUNDS = 15
+_ROUND_SECONDS = 0.01
 _MOST_CALLS = 50
 _MEASURED_STEP = "pyro_silent: measured step"
 
@@ -38,7 +38,7 @@ def time_in_turn(
 ) -> dict[str, Cost]:
     """Time losses in rounds, each loss in each round, so that a slow spell falls on all of them.
 
-    A round begins with another loss each time and lasts 0.02 s or one step of each loss.
+    A round begins with another loss each time and lasts 0.01 s, or a step, of each loss.
 
     :param failed: told of a loss that raised; it has no cost.
     """

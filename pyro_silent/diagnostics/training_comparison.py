@@ -117,7 +117,7 @@ class TrainingComparison:
 
         Lines are means over seeds, bands a standard deviation to both sides. A run that was stopped
         counts with its last value from there on; one that failed has a dotted line of its own. The
-        axis may leave out the first tenth of the steps, where values can be huge.
+        axis may leave out the first quarter of the steps, where values can be huge.
 
         :param path: the file; its suffix chooses the format: png, svg, pdf.
         :raises ImportError: where matplotlib is not installed.

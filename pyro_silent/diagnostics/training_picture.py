@@ -12,7 +12,7 @@ from pyro_silent.figures import new_figure
 if TYPE_CHECKING:
     from pyro_silent.diagnostics.training_comparison import TrainingComparison
 
-_START = 0.1  # of the steps, whose values may lie outside of the axis
+_START = 0.25  # of the steps, whose values may lie outside of the axis
 
 
 def draw(path: str | PathLike[str], comparison: TrainingComparison) -> None:
