@@ -2,7 +2,7 @@
 
 Programs: ten small parameters; the 784-200-200 VAE at batch 200; 10,000 regressions with 1e7 weights.
 
-Claims: a sample of the VAE costs at most 1.3 times the bare steps it takes (one beside an exact
+Claims: a sample of the VAE costs at most 1.5 times the bare steps it takes (one beside an exact
 reference, three beside a noisy one: its own, the reference's, and one for the reference's mean);
 ``seconds_per_step`` and ``peak_bytes`` are those of steps of ``SVI`` that are timed and profiled here, by
 other code: times relative to each other to 10 %, peaks to 2 %.
@@ -184,7 +184,7 @@ def main() -> int:
             rows.append([name, reference, *row, quartiles, found["whole_call"]])
             if name == JUDGED:
                 claim = f"a sample / the steps it takes, {name}, reference {reference}"
-                targets.append(Target(claim, found["ratio"], 1.3))
+                targets.append(Target(claim, found["ratio"], 1.5))
     print(f"\nms of a sample of {TRACE}, ms of a whole call with four samples")
     header = ["programs", "reference", "sample", "steps", "ratio", "quartiles", "4 samples"]
     print(table(header, rows))
