@@ -181,7 +181,7 @@ def parse_args() -> argparse.Namespace:
     args.points = [0, args.steps]
     if args.smoke_test:
         args.problem, args.points, args.num_samples = ["linear"], [0], 5
-        args.bits, args.digits, args.held_out = 3, 5, 20
+        args.bits, args.digits, args.held_out = 2, 5, 20
         args.train_steps, args.seeds = 2, 2
         args.out = args.out / "smoke-test"  # real results are left alone
     return args
