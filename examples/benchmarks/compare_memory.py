@@ -39,6 +39,7 @@ LOSSES = {
 EXACT = "SilentELBO"
 NOISY = "Trace_ELBO"
 GRADIENTS = 2
+PROFILED_SAMPLES = 3
 CLEAR_REFS = Path("/proc/self/clear_refs")
 MEBIBYTE = 2**20
 # For pieces in double precision, random states, and pages of the heap that stay.
@@ -137,7 +138,7 @@ def measure(case: Case) -> dict[str, float]:
     figures["seconds"] = time.perf_counter() - start
     if case.profiled:
         figures["steps_tensors"] = step_memory(steps, 1).peak_bytes
-        short = comparison(*pair, case._replace(num_samples=3))
+        short = comparison(*pair, case._replace(num_samples=PROFILED_SAMPLES))
         figures["compare_tensors"] = step_memory(short, 0).peak_bytes
     return figures
 
@@ -188,19 +189,20 @@ def main() -> int:
     resident: dict[Case, float] = {}
     for case in cases:
         found = run(case)
-        title = f"{len(case.losses)} loss(es), reference {case.reference}, n = {case.num_samples}"
-        figures[title] = found
-        print(f"{title}: {found['seconds']:.1f} s", flush=True)
+        title = f"{len(case.losses)} loss(es), reference {case.reference}"
+        figures[f"{title}, n = {case.num_samples}"] = found
+        print(f"{title}, n = {case.num_samples}: {found['seconds']:.1f} s", flush=True)
         for quantity in ("tensors", "resident"):
             if f"compare_{quantity}" not in found:
                 continue
+            count = PROFILED_SAMPLES if quantity == "tensors" else case.num_samples
             steps, compared = found[f"steps_{quantity}"], found[f"compare_{quantity}"]
             beyond = (compared - steps) / case.gradient_bytes
             rows.append(
                 [
                     len(case.losses),
                     case.reference,
-                    case.num_samples,
+                    count,
                     quantity,
                     f"{steps / MEBIBYTE:.1f}",
                     f"{compared / MEBIBYTE:.1f}",
@@ -209,9 +211,8 @@ def main() -> int:
                 ]
             )
             limit = GRADIENTS + SLACK / case.gradient_bytes
-            targets.append(
-                Target(f"gradients beyond the steps' ({quantity}), {title}", beyond, limit)
-            )
+            claim = f"gradients beyond the steps' ({quantity}), {title}, n = {count}"
+            targets.append(Target(claim, beyond, limit))
             if quantity == "resident":
                 resident[case] = beyond
     for small, large in itertools.combinations(resident, 2):
