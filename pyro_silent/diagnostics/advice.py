@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pyro_silent.diagnostics.student_t import standard_errors
 from pyro_silent.diagnostics.tables import number
 
 _STANDARD_ERRORS = 3.0
@@ -108,14 +109,14 @@ def _caveats(chosen: Row, reference: dict[str, Any]) -> list[str]:
 
 
 def visible_bias(std: float, num_samples: int, bias_se: float, reference_se: float) -> float:
-    """The norm b of a bias that shows as 3 standard errors, on average and nearly.
+    """The norm b of a bias that is just found, from L standard errors on, on average and nearly.
 
     With v the variance of the mean difference from the reference, the direction that all samples find
     has a cosine of b / sqrt(b^2 + v) with that of the bias, and those that earlier samples find have
-    2/3 of it on average where it is small. So b^2 / sqrt(b^2 + 9/4 v) = 3 se is solved for b.
+    2/3 of it on average where it is small. So b^2 / sqrt(b^2 + 9/4 v) = L se is solved for b.
     """
     v = 9 / 4 * (std**2 / num_samples + reference_se**2)
-    limit = (3 * bias_se) ** 2
+    limit = (standard_errors(3.0, num_samples - 2) * bias_se) ** 2
     return math.sqrt((limit + math.sqrt(limit**2 + 4 * limit * v)) / 2)
 
 

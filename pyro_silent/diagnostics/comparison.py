@@ -51,7 +51,7 @@ class Comparison:
           parameters one by one; more if samples are few) and more than rounding can do, and where:
           the groups "all", "guide", "model", or else names of parameters. Of 250 unbiased losses it
           is for one; for more if gradients are so skewed that means over samples are not normal;
-        - ``grad_bias_limit``: the norm of a bias that would show as 3 standard errors on average: a
+        - ``grad_bias_limit``: the norm of a bias that would be found on average: a
           smaller one may be there unseen, since noise hides its direction;
         - ``exact``: whether it draws no random numbers and comes to the same result every time;
         - ``grad_rmse``: root of the mean squared distance of a gradient from the reference's expectation;

@@ -37,7 +37,7 @@ def draw_comparison(
             )
         cost.plot(row["grad_std"], 1e3 * row["seconds_per_step"], **style)
     for panel, ylabel in ((bias, "bias"), (cost, "milliseconds per step")):
-        _scale_noise(panel, [row["grad_std"] for row in rows])
+        _scale_noise(panel, rows)
         panel.set_xlabel("gradient noise")
         panel.set_ylabel(ylabel)
         panel.grid(color="#dddddd", linewidth=0.6)
@@ -60,20 +60,22 @@ def draw_comparison(
 
 
 _MARKERS = "os^vDPX*<>p"
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS = 3
 _LONGEST_NAME = 32
 _WIDE = 30.0  # largest over smallest noise, from which the axis is logarithmic
 
 
-def _scale_noise(panel: Any, noises: list[float]) -> None:
+def _scale_noise(panel: Any, rows: list[dict[str, Any]]) -> None:
     """A linear axis from zero, or a logarithmic one where that would squeeze the small noises."""
-    positive = [noise for noise in noises if noise > 0]
+    positive = [row["grad_std"] for row in rows if row["grad_std"] > 0]
+    largest = max((row["grad_std"] + 2 * _finite(row["grad_std_se"]) for row in rows), default=0.0)
     if not positive or max(positive) < _WIDE * min(positive):
-        panel.set_xlim(-0.04 * max(positive, default=1.0), 1.1 * max(positive, default=1.0))
+        largest = largest or 1.0
+        panel.set_xlim(-0.04 * largest, 1.05 * largest)
         return
     smallest = min(positive)
     panel.set_xscale("symlog", linthresh=smallest, linscale=0.3)
-    panel.set_xlim(left=-0.15 * smallest)
+    panel.set_xlim(-0.15 * smallest, 1.2 * largest)
 
 
 def _label(name: str) -> str:

@@ -12,6 +12,7 @@ from pyro_silent.diagnostics.advice import visible_bias
 from pyro_silent.diagnostics.comparison import WHOLE, Comparison
 from pyro_silent.diagnostics.gradient_moments import GradientFigures
 from pyro_silent.diagnostics.measurement import MeasuredLoss, Measurement
+from pyro_silent.diagnostics.student_t import standard_errors
 from pyro_silent.elbo.annealed import AnnealedELBO
 from pyro_silent.elbo.silent import SilentELBO
 
@@ -117,7 +118,7 @@ class _Rows:
             return bias, math.nan, False  # as many equal draws say nothing of rarer ones
         epsilon, whole = measured.epsilon, self._reference.figures["all"].norm
         rounding = math.sqrt(epsilon) * whole + 10 * epsilon * abs(float(measured.loss.mean[0]))
-        if not (bias > rounding and bias > _limit(deviate, measured.loss.count) * se):
+        if not (bias > rounding and bias > standard_errors(deviate, measured.loss.count - 2) * se):
             return bias, se, False
         scale = max(math.sqrt(max(found.bias_square, 0.0)) / bias, 1.0)
         return bias * scale, se * scale, True
@@ -189,16 +190,6 @@ _NO_FIGURES: dict[str, Any] = {
     "efficiency_se": math.nan,
     "num_samples": 0,
 }
-
-
-def _limit(deviate: float, count: int) -> float:
-    """How many standard errors are as rare for few samples as some for a normal variable.
-
-    The quantile of Student's t by the inverse of the approximation of Wallace (1959).
-    """
-    degrees = count - 2  # n samples give n - 1 terms
-    scaled = deviate * (8 * degrees + 3) / (8 * degrees + 1)
-    return math.sqrt(degrees * math.expm1(min(scaled**2 / degrees, 700.0)))
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_silent.diagnostics.gradient_sampler import Gradient
 from pyro_silent.diagnostics.running import Array, Running
 
-_CHUNK = 2**15
+_CHUNK = 2**14
 _GROUPS = ("all", "guide", "model")
 
 
@@ -56,8 +56,9 @@ class GradientMoments:
     r"""Moments of a gradient estimator beside a reference, by group of parameters.
 
     - *Noise*: :math:`\frac1{n-1} \sum_{i \ge 2} \frac{i-1}i \lVert g_i - \bar g_{i-1} \rVert^2`, which is
-      the usual unbiased variance summed over parameters, written as a mean of n - 1 uncorrelated
-      terms of the same expectation: their spread is its standard error.
+      the usual unbiased variance summed over parameters, written as a mean of n - 1 terms of the same
+      expectation that are nearly uncorrelated: their spread is its standard error (for skewed
+      gradients and small n somewhat too small).
     - *Bias*: :math:`\frac1{n-1} \sum_{i \ge 2} t_i` with :math:`t_i = \langle g_i - r_i, u_i \rangle` and
       :math:`u_i` the unit vector along :math:`\bar g_{i-1} - s`: the difference seen along the
       direction that earlier samples found. Without bias each :math:`t_i` has mean zero whatever came

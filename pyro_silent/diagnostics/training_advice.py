@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any
 
+from pyro_silent.diagnostics.student_t import student_t
 from pyro_silent.diagnostics.tables import number
 
 _ROUNDING = 1e-6
@@ -80,29 +81,3 @@ def _is_tie(values: list[float], others: list[float]) -> bool:
         math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
         for a, b in zip(values, others, strict=True)
     )
-
-
-def student_t(freedom: int, tail: float) -> float:
-    """The quantile beyond which Student's t lies, on both sides together, with this probability.
-
-    By bisection of the distribution function, which is a finite sum (Abramowitz and Stegun 1964,
-    26.7.3 and 26.7.4).
-
-    :param int freedom: degrees of freedom, >= 1.
-    """
-    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
-    for _ in range(60):
-        angle = (low + high) / 2
-        low, high = (angle, high) if 1 - _inside(angle, freedom) > tail else (low, angle)
-    return math.tan(low) * math.sqrt(freedom)
-
-
-def _inside(angle: float, freedom: int) -> float:
-    r"""The probability of \|t\| < sqrt(freedom) tan(angle)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine**2 * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

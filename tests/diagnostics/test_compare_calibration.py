@@ -16,7 +16,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from scipy import stats
 
-from pyro_silent.diagnostics.comparison_rows import _limit
+from pyro_silent.diagnostics.student_t import standard_errors
 from tests.diagnostics import gradient_oracle as oracle
 from tests.diagnostics.comparison_programs import (
     REPLICAS,
@@ -197,7 +197,7 @@ def test_the_power_to_see_five_standard_errors():
 @pytest.mark.parametrize("deviate", [3.0, 4.5])
 def test_limits_for_few_samples_are_students(n, deviate, tolerance):
     truth = stats.t(n - 2).isf(stats.norm.sf(deviate))
-    assert _limit(deviate, n) == pytest.approx(truth, rel=tolerance)
+    assert standard_errors(deviate, n - 2) == pytest.approx(truth, rel=tolerance)
 
 
 def test_twice_the_variance_is_a_ratio_of_two():

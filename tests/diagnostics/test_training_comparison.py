@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from pyro_silent import ConfigurationError, TrainingComparison
-from pyro_silent.diagnostics.training_advice import student_t
+from pyro_silent.diagnostics.student_t import student_t
 from pyro_silent.diagnostics.training_record import Record
 
 
