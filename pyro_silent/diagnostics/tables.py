@@ -16,7 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return "-"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if value != 0 and not 1e-3 <= abs(value) < 1e7:
+    if value != 0 and not 1e-3 <= abs(value) < 10 ** max(digits, 5):
         return f"{value:.{digits - 1}e}"
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(digits - 1 - magnitude, 0)}f}"
