@@ -50,7 +50,8 @@ class Comparison:
         - ``biased``, ``biased_in``: whether ``grad_bias`` is more than 3 standard errors (10 for
           parameters one by one; more if samples are few) and more than rounding can do, and where:
           the groups "all", "guide", "model", or else names of parameters. Of 250 unbiased losses it
-          is for one; for more if gradients are so skewed that means over samples are not normal;
+          is for one; for more if gradients are so skewed that means over samples are not normal (in
+          simulations with 100 samples for one of 20 with log-normal gradients of scale 1.5);
         - ``grad_bias_limit``: the norm of a bias that would be found on average: a
           smaller one may be there unseen, since noise hides its direction;
         - ``exact``: whether it draws no random numbers and comes to the same result every time;

@@ -82,6 +82,8 @@ class _Rows:
         """The ``grad_`` figures of a group, and the verdict on its bias."""
         found = measured.figures[group]
         deviate = _DEVIATE if group in WHOLE else _DEVIATE_OF_ONE
+        if self._measurement.parameters.groups.get(group) == {"baseline"}:
+            deviate = math.inf  # its gradient is not that of the loss
         bias, bias_se, biased = self._bias(found, measured, deviate)
         return {
             "grad_norm": found.norm,

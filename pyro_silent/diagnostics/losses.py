@@ -75,4 +75,4 @@ def _copy_of_value(value: Any) -> Any:
 def one_line(error: Exception) -> str:
     """The kind of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip(' :')}" if lines else type(error).__name__

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.cost import Cost, peak_bytes, time_in_turn
 from pyro_silent.diagnostics.gradient_moments import GradientFigures, GradientMoments
-from pyro_silent.diagnostics.gradient_sampler import Gradient, GradientSampler, Programs
+from pyro_silent.diagnostics.gradient_sampler import GradientSampler, Programs
 from pyro_silent.diagnostics.losses import Loss, one_line
 from pyro_silent.diagnostics.parameters import Parameters
 from pyro_silent.diagnostics.random_stream import seed_everything
-from pyro_silent.diagnostics.reference import (
-    SAMPLES_OF_CONSTANTS,
-    Constancy,
-    MeasuredReference,
-    candidates,
-    is_silent,
-)
+from pyro_silent.diagnostics.reference import MeasuredReference, candidates, is_silent
 from pyro_silent.diagnostics.running import Running
+from pyro_silent.diagnostics.sampling import draw_samples
 
 FOR_PREPARATION, _FOR_REFERENCE, _FOR_SAMPLES = range(3)
 """Purposes of random numbers, none of which shares them with another."""
@@ -67,8 +62,8 @@ class Measurement:
         self.measured: dict[str, MeasuredLoss] = {}
         self.costs: dict[str, Cost] = {}
         self.peaks: dict[str, int | None] = {}
-        self._programs = programs
         self.parameters = parameters
+        self._programs = programs
         self._seed = seed
         self._num_samples = num_samples
         self._samplers: dict[str, GradientSampler] = {}
@@ -109,39 +104,22 @@ class Measurement:
                 bar.update(start + self._num_samples - bar.n)
 
     def _measure(self, name: str, bar: Any) -> MeasuredLoss:
-        sampler = self._samplers[name]
-        against_exact = self.reference is None or self.reference.exact
-        mean = {} if self.reference is None else self.reference.mean
-        moments, loss, constancy = (
-            GradientMoments(self.parameters.groups, mean),
-            Running(),
-            Constancy(),
-        )
-        for index in range(self._num_samples):
-            if index > 0 and not against_exact:
-                moments.add_reference(self._fresh_reference())
-            sample = sampler()
-            moments.add(sample.gradient)
-            loss.add(np.array([sample.loss]))
-            constancy.drew |= sample.drew
-            del sample  # the next one takes its place in memory
-            bar.update()
-            constancy.equal = moments.are_equal and loss.is_constant
-            if constancy.is_plain and against_exact and loss.count == SAMPLES_OF_CONSTANTS:
-                break
-        exact = constancy.is_exact(lambda: is_silent(self.losses[name], self._programs))
-        return MeasuredLoss(moments.figures(), moments.epsilon, moments.on_cuda, loss, exact)
-
-    def _fresh_reference(self) -> Gradient:
         reference = self.reference
-        if reference is None:
-            return {}
-        try:
-            return reference.sample().gradient
-        except Exception as error:
-            raise _ReferenceFailedError(
-                f"The reference {reference.name} failed, so that no bias is known: {one_line(error)}"
-            ) from error
+        moments = GradientMoments(
+            self.parameters.groups, {} if reference is None else reference.mean
+        )
+        before = None
+        if reference is not None and not reference.exact:
+            before = partial(_add_reference, moments, reference)
+        loss, exact = draw_samples(
+            self._samplers[name],
+            moments,
+            self._num_samples,
+            lambda: is_silent(self.losses[name], self._programs),
+            before=before,
+            drawn=bar.update,
+        )
+        return MeasuredLoss(moments.figures(), moments.epsilon, moments.on_cuda, loss, exact)
 
     def measure_costs(self, memory: bool) -> None:
         """Time the losses in turn, and see what memory a step takes."""
@@ -162,6 +140,16 @@ class Measurement:
             yield
         except Exception as error:
             self.errors[name] = one_line(error)
+
+
+def _add_reference(moments: GradientMoments, reference: MeasuredReference) -> None:
+    try:
+        gradient = reference.sample().gradient
+    except Exception as error:
+        raise _ReferenceFailedError(
+            f"The reference {reference.name} failed, so that no bias is known: {one_line(error)}"
+        ) from error
+    moments.add_reference(gradient)
 
 
 class _ReferenceFailedError(Exception):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from pyro.infer import ELBO
 
 from pyro_silent.diagnostics.experiment import Experiment
@@ -19,7 +17,7 @@ from pyro_silent.diagnostics.gradient_sampler import (
     Programs,
 )
 from pyro_silent.diagnostics.losses import Loss, check_loss
-from pyro_silent.diagnostics.running import Running
+from pyro_silent.diagnostics.sampling import draw_samples
 from pyro_silent.elbo.engine import TreatmentELBO
 from pyro_silent.elbo.leave_one_out import LeaveOneOutELBO
 from pyro_silent.elbo.silent import SilentELBO
@@ -62,20 +60,9 @@ class MeasuredReference:
         self._loss, self._programs = reference.loss, programs
         self._sampler = GradientSampler(reference.loss, programs)
         moments = GradientMoments(roles, {})
-        self.loss = Running()
         with self._on_branch():
             self._sampler.warm_up()
-        constancy = Constancy()
-        for _ in range(num_samples):
-            sample = self.sample()
-            moments.add(sample.gradient)
-            self.loss.add(np.array([sample.loss]))
-            constancy.drew |= sample.drew
-            del sample  # the next one takes its place in memory
-            constancy.equal = moments.are_equal and self.loss.is_constant
-            if constancy.is_plain and self.loss.count == SAMPLES_OF_CONSTANTS:
-                break
-        self.exact = constancy.is_exact(self._is_explained)
+        self.loss, self.exact = draw_samples(self.sample, moments, num_samples, self._is_explained)
         self.mean, self.figures = moments.mean, moments.figures()
 
     def sample(self) -> GradientSample:
@@ -101,35 +88,6 @@ class MeasuredReference:
             "grad_norm": found.norm,
             "grad_se": found.mean_se,
         }
-
-
-SAMPLES_OF_CONSTANTS = 10
-"""How often a loss is evaluated that draws no random numbers: programs may have other sources."""
-
-
-@dataclass
-class Constancy:
-    """Whether a loss comes to the same result every time, and by no accident.
-
-    :ivar equal: whether all samples so far were the same.
-    :ivar drew: whether random numbers were drawn for one of them.
-    """
-
-    equal: bool = True
-    drew: bool = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether no random numbers were drawn and no sample differed."""
-        return self.equal and not self.drew
-
-    def is_exact(self, explained: Callable[[], bool]) -> bool:
-        """Whether it is no accident that all samples were the same.
-
-        Programs may draw numbers that have no effect, such as initial values of parameters that have
-        their values; then it takes the proof that nothing is sampled.
-        """
-        return self.is_plain or (self.equal and explained())
 
 
 def candidates(

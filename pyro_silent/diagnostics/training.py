@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
+from pyro.params.param_store import normalize_param_name
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.checkpoint import Checkpoint, described
@@ -82,8 +83,9 @@ def train_and_compare(
         by ``RenyiELBO(alpha=0, num_particles=100)``, which lies between -ELBO and -log evidence, and
         costs 100 runs of the programs for each batch. (Where they vectorize, write
         ``RenyiELBO(alpha=0, num_particles=100, vectorize_particles=True, max_plate_nesting=1)``.)
-        It is evaluated without gradients, with modules in evaluation mode (no dropout, batch
-        norms as learned; so it moves no statistics), on the ``expressive`` branch of a
+        An exact -ELBO of a hidden layer or of many enumerated values can take as long as many steps:
+        then name a yardstick. It is evaluated without gradients, with modules in evaluation mode (no
+        dropout, batch norms as learned; so it moves no statistics), on the ``expressive`` branch of a
         :class:`TwinDecoder`, and with the same random numbers every time. Its value is the mean over
         the batches.
     :param int evaluate_every: steps from one evaluation to the next; None for 50 evaluations in all.
@@ -92,9 +94,10 @@ def train_and_compare(
     :param initialize: called before the parameters of each run are made, with the seed set: to give
         modules new initial values, for example. All losses of a seed get those of its first call.
     :param checkpoint: a file. It keeps finished runs and, at each evaluation, the one in progress; the
-        same call goes on from there, and ends as if it had not been interrupted. Saved are parameters,
-        buffers, the states of optimizer, loss, data and random numbers; not saved is what programs keep
-        elsewhere. Data are gone through again from the start of the pass.
+        same call goes on from there, and ends as if it had not been interrupted. (That it is the same
+        is seen by its arguments, the first batch and the yardstick's value at the start.) Saved are
+        parameters, buffers, the states of optimizer, loss, data and random numbers; not saved is what
+        programs keep elsewhere. Data are gone through again from the start of the pass.
     :param bool progress: whether to show a progress bar.
     :return: a :class:`TrainingComparison`: ``str()`` is a table with a sentence of advice, ``.rows``,
         ``.runs`` and ``.curves`` are lists of dicts, ``.to_csv(path)`` and ``.plot(path)`` write files.
@@ -146,7 +149,7 @@ def train_and_compare(
     check_all_data(data, held_out)
     evaluate_every = checked_steps(num_steps, evaluate_every, patience)
     with TrainedTensors(model, guide) as tensors, undisturbed(model, guide):
-        measure = _look(model, guide, optim, data, held_out, yardstick, tensors)
+        measure, found = _look(model, guide, optim, data, held_out, yardstick, tensors)
         plan = Plan(
             model,
             guide,
@@ -159,7 +162,7 @@ def train_and_compare(
             patience,
             initialize,
         )
-        records = _Comparison(plan, different_seeds, tensors, checkpoint, progress).run()
+        records = _Comparison(plan, different_seeds, tensors, checkpoint, progress, found).run()
     return TrainingComparison.of(records, list(losses), str(measure))
 
 
@@ -171,8 +174,11 @@ def _look(
     held_out: Iterable | None,
     yardstick: Loss | None,
     tensors: TrainedTensors,
-) -> Yardstick:
-    """Get to know the programs' tensors; optimizer and yardstick run once here to show that they can."""
+) -> tuple[Yardstick, float]:
+    """Get to know the programs' tensors; optimizer and yardstick run once here to show that they can.
+
+    :return: the yardstick, and its value at the parameters as found.
+    """
     where = data if held_out is None else held_out
     with undisturbed(model, guide), tensors.one_run():
         seed_everything(0)
@@ -184,10 +190,10 @@ def _look(
             *choose(yardstick, model, guide, args, kwargs), where, on_training_data=held_out is None
         )
         try:
-            measure(model, guide, tensors.modules)
+            value = measure(model, guide, tensors.modules)
         except MeasureError as error:
             raise error.cause from None
-    return measure
+    return measure, value
 
 
 class _Comparison:
@@ -200,7 +206,9 @@ class _Comparison:
         tensors: TrainedTensors,
         path: str | os.PathLike[str] | None,
         progress: bool,
+        found: float,
     ) -> None:
+        self._found = found
         self._plan, self._seeds, self._tensors = plan, seeds, tensors
         self._progress = progress
         self._checkpoint = Checkpoint(path, {} if path is None else self._setup())
@@ -257,16 +265,28 @@ class _Comparison:
             values = fingerprint((run.start.parameters, run.start.others))
             shapes = {name: list(value.shape) for name, value in run.start.parameters.items()}
             first_batch = run.start.batch
+            optimizers = self._optimizers(run.start.parameters)
         return {
             "losses": {name: described(loss) for name, loss in plan.losses.items()},
-            "optimizer": described(plan.optim),
+            "optimizer": optimizers,
             "seeds": self._seeds,
             "num_steps": plan.num_steps,
             "evaluate_every": plan.evaluate_every,
             "patience": plan.patience,
             "yardstick": str(plan.yardstick),
+            # shows a change of model, guide or held-out data; devices differ in the last digits
+            "yardstick at the parameters found": f"{self._found:.5g}",
             "parameters": shapes,
             "initial values": values,
             "first batch": first_batch,
             "dtype": str(torch.get_default_dtype()),
         }
+
+    def _optimizers(self, names: Iterable[str]) -> Any:
+        """The optimizer in plain values; of options that are a function, what it returns."""
+        description = described(self._plan.optim)
+        options = self._plan.optim.pt_optim_args
+        if callable(options) and self._plan.optim.pt_optim_args_argc == 1:
+            normal = {name: options(normalize_param_name(name)) for name in names}
+            description["pt_optim_args"] = described(normal)
+        return description

@@ -76,9 +76,6 @@ def _restore_random_state(state: tuple) -> None:
     random.setstate(of_python)
 
 
-_HOOKS = "_post_accumulate_grad_hooks"
-
-
 class Surroundings:
     """What modules were made of when they were first seen, and ``.grad`` of tensors."""
 
@@ -106,11 +103,10 @@ class Surroundings:
         And hooks that run when it has one: some step an optimizer.
         """
         if tensor.is_leaf and id(tensor) not in self._gradients:
-            hooks = getattr(tensor, _HOOKS)
-            self._gradients[id(tensor)] = tensor, tensor.grad, hooks
+            hooks = getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+            self._gradients[id(tensor)] = tensor, tensor.grad, dict(hooks)
             tensor.grad = None
-            if hooks is not None:
-                setattr(tensor, _HOOKS, None)
+            hooks.clear()
 
     def _note(self, container: Any) -> None:
         if id(container) in self._containers:
@@ -135,8 +131,8 @@ class Surroundings:
         self.restore_buffers()
         for tensor, gradient, hooks in self._gradients.values():
             tensor.grad = gradient
-            if hooks is not None:
-                setattr(tensor, _HOOKS, hooks)
+            if hooks:
+                tensor._post_accumulate_grad_hooks.update(hooks)
 
     def restore_buffers(self) -> None:
         """Give buffers that were written to their values back."""

@@ -35,6 +35,7 @@ from pyro_silent import (
     SilentELBO,
     StraightThroughELBO,
     TwinDecoder,
+    compare,
 )
 from tests.diagnostics.comparison_programs import Bit, measure, no_clock
 
@@ -502,3 +503,57 @@ def test_the_losses_of_a_user_keep_their_warnings():
     before = {key: repr(value) for key, value in vars(elbo).items()}
     measure(bit.model, bit.guide, {"a": elbo}, num_samples=3)
     assert {key: repr(value) for key, value in vars(elbo).items()} == before
+
+
+def test_optimizers_in_the_backward_pass_rest():
+    """Hooks that run when a parameter has its gradient: not inside, and again outside."""
+    net = nn.Linear(1, 1)
+    steps = []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(parameter) -> None:
+        steps.append(parameter)
+        optimizer.step()
+
+    handles = [p.register_post_accumulate_grad_hook(step) for p in net.parameters()]
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    def guide():
+        pyro.module("net", net)
+        pyro.sample("z", dist.Normal(net(torch.ones(1)).sum(), 0.5))
+
+    before = [p.detach().clone() for p in net.parameters()]
+    compare(model, guide, {"trace": Trace_ELBO()}, num_samples=5, measure_memory=False)
+    assert not steps and all(map(torch.equal, net.parameters(), before))
+    net(torch.ones(1)).sum().backward()
+    assert len(steps) == 2
+    for handle in handles:
+        handle.remove()
+    net(torch.ones(1)).sum().backward()
+    assert len(steps) == 2
+
+
+def test_networks_of_baselines_are_no_part_of_the_comparison():
+    """Their gradient is that of a regression of their own: no loss is biased by it."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.Flatten(0))
+    baseline = {"nn_baseline": net, "nn_baseline_input": torch.ones(1)}
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=torch.tensor(0.3))
+
+    def guide():
+        pyro.module("net", net)
+        logits = pyro.param("logits", torch.tensor(0.3))
+        pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": baseline})
+
+    losses = {"graph": TraceGraph_ELBO(), "trace": Trace_ELBO()}
+    comparison = compare(model, guide, losses, measure_memory=False)
+    assert not any(row["biased"] for row in comparison.rows), comparison
+    groups = {g["group"]: g for g in comparison.groups if g["name"] == "graph"}
+    (row, _) = comparison.rows
+    assert groups["net$$$0.bias"]["grad_norm"] > 0 and not groups["net$$$0.bias"]["biased"]
+    assert row["grad_std"] == groups["logits"]["grad_std"]

@@ -313,6 +313,7 @@ def finished(tmp_path_factory):
         ({"optim": adam(0.2)}, "optimizer was"),
         ({"yardstick": Trace_ELBO()}, "yardstick was 'exact -ELBO"),
         ({"data": [X, X]}, "first batch was"),
+        ({"held_out": [X + 1]}, "yardstick at the parameters found was"),
         ({"patience": 3}, "patience was None and is 3"),
         ({"initialize": lambda: torch.rand(1)}, "initial values was"),
     ],
@@ -320,6 +321,16 @@ def finished(tmp_path_factory):
 def test_a_checkpoint_of_another_comparison_is_refused(changes, text, finished):
     with pytest.raises(ConfigurationError, match=f"another comparison: {text}.*delete the file"):
         compare_small(finished, **changes)
+
+
+def test_options_that_are_a_function_are_called(tmp_path):
+    def optim(rate: float) -> pyro.optim.PyroOptim:
+        return pyro.optim.Adam(lambda name: {"lr": rate})
+
+    path = tmp_path / "run.pt"
+    assert compare_small(path, optim=optim(0.1)) == compare_small(path, optim=optim(0.1))
+    with pytest.raises(ConfigurationError, match="another comparison: optimizer was"):
+        compare_small(path, optim=optim(0.2))
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path):
