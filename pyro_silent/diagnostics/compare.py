@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_silent.diagnostics.comparison import Comparison
 from pyro_silent.diagnostics.comparison_rows import comparison_of
 from pyro_silent.diagnostics.gradient_sampler import Programs
-from pyro_silent.diagnostics.losses import Loss, check_losses
+from pyro_silent.diagnostics.losses import Loss, check_losses, check_programs
 from pyro_silent.diagnostics.measurement import FOR_PREPARATION, Measurement
 from pyro_silent.diagnostics.parameters import find_parameters
 from pyro_silent.diagnostics.random_stream import seed_everything
@@ -97,9 +97,7 @@ def compare(
         >>> print(comparison.advice)
         Use silent: its gradient has no noise and no bias was found...
     """
-    for argument, program in (("model", model), ("guide", guide)):
-        if not callable(program):
-            raise ConfigurationError(f"{argument}: got {program!r}, expected a function or module.")
+    check_programs(model, guide)
     losses = check_losses(elbos)
     kwargs = _check_arguments(args, kwargs, num_samples, seed)
     if reference is not None:

@@ -40,13 +40,17 @@ class _Rows:
             for name, measured in measurement.measured.items()
             if name not in measurement.errors
         }
+        self._gradients = {
+            name: {group: self._gradient_row(measured, group) for group in measured.figures}
+            for name, measured in self._measured.items()
+        }
 
     def comparison(self) -> Comparison:
         rows = [self._row(name) for name in self._measurement.losses]
         groups = [
-            {"name": name, "group": group, **self._gradient_row(measured, group)}
-            for name, measured in self._measured.items()
-            for group in measured.figures
+            {"name": name, "group": group, **row}
+            for name, by_group in self._gradients.items()
+            for group, row in by_group.items()
             if group != "all"
         ]
         reference = {} if self._reference is None else self._reference.row()
@@ -57,8 +61,8 @@ class _Rows:
         if name not in self._measured:
             return {"name": name, **_NO_FIGURES, "error": self._measurement.errors[name]}
         measured, cost = self._measured[name], self._measurement.costs[name]
-        gradient, count = self._gradient_row(measured, "all"), measured.loss.count
-        biased_in = self._biased_groups(measured)
+        gradient, count = self._gradients[name]["all"], measured.loss.count
+        biased_in = self._biased_groups(name)
         variance, seconds = gradient["grad_std"] ** 2, cost.seconds
         variance_se = 2 * gradient["grad_std"] * gradient["grad_std_se"]
         return {
@@ -97,11 +101,9 @@ class _Rows:
             "biased": biased,
         }
 
-    def _biased_groups(self, measured: MeasuredLoss) -> tuple[str, ...]:
+    def _biased_groups(self, name: str) -> tuple[str, ...]:
         """Where a bias was found: among all parameters, the guide's, the model's, or else in some."""
-        found = [
-            group for group in measured.figures if self._gradient_row(measured, group)["biased"]
-        ]
+        found = [group for group, row in self._gradients[name].items() if row["biased"]]
         return tuple([group for group in found if group in WHOLE] or found)
 
     def _bias(

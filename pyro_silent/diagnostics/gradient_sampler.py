@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
-import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.util import torch_item
@@ -17,6 +14,7 @@ from pyro.optim import SGD
 from torch import Tensor
 
 from pyro_silent.diagnostics.losses import Loss, copy_of
+from pyro_silent.diagnostics.random_stream import random_now, same_state
 
 Gradient = dict[str, Tensor]
 """By the parameter's name, with respect to its unconstrained value, as an optimizer sees it."""
@@ -83,12 +81,12 @@ class GradientSampler:
     def __call__(self) -> GradientSample:
         """One sample."""
         self._programs.reset()
-        state = _random_states()
+        state = random_now()
         with self._own_store(), self._evaluated(copy_of(self._loss)) as (loss, params):
             gradient = {
                 name: param.grad for name, param in params.items() if param.grad is not None
             }
-        return GradientSample(loss, gradient, not _same(state, _random_states()))
+        return GradientSample(loss, gradient, not same_state(state, random_now()))
 
     def repeat(self, calls: int) -> None:
         """Some evaluations of which nothing is kept, to be timed."""
@@ -141,15 +139,3 @@ def _unconstrained(value: Any) -> Tensor:
     """The leaf behind a parameter; module-local ones without a constraint are leaves themselves."""
     leaf: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
     return leaf
-
-
-def _random_states() -> tuple[list[Tensor], Any, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *cuda], np.random.get_state(), random.getstate()
-
-
-def _same(before: tuple, after: tuple) -> bool:
-    """Whether no generator has moved on between the two."""
-    torch_equal = len(before[0]) == len(after[0]) and all(map(torch.equal, before[0], after[0]))
-    numpy_equal = before[1][2] == after[1][2] and np.array_equal(before[1][1], after[1][1])
-    return torch_equal and numpy_equal and before[2] == after[2]

@@ -50,6 +50,16 @@ def check_loss(argument: str, loss: Any) -> None:
         )
 
 
+def check_programs(model: Any, guide: Any) -> None:
+    """Refuse what cannot be called.
+
+    :raises ConfigurationError: naming the argument.
+    """
+    for argument, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise ConfigurationError(f"{argument}: got {program!r}, expected a callable.")
+
+
 def copy_of(loss: Any) -> Any:
     """A loss in the same state that can be run without a trace in the one given.
 

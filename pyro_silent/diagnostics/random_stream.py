@@ -79,5 +79,18 @@ def go_to(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
 
 
+def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether no generator has moved on between two states of :func:`random_now`."""
+    (_, keys, *rest), (_, other_keys, *other_rest) = a["numpy"], b["numpy"]
+    tensors = zip([a["torch"], *(a["cuda"] or [])], [b["torch"], *(b["cuda"] or [])])
+    return (
+        len(a["cuda"] or []) == len(b["cuda"] or [])
+        and all(torch.equal(x, y) for x, y in tensors)
+        and torch.equal(keys, other_keys)
+        and rest == other_rest
+        and a["python"] == b["python"]
+    )
+
+
 def _mixed(seeds: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1)[0])

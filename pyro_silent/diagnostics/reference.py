@@ -10,6 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_silent.diagnostics.experiment import Experiment
 from pyro_silent.diagnostics.explain import explain_run
+from pyro_silent.diagnostics.explanation import Explanation
 from pyro_silent.diagnostics.gradient_moments import GradientMoments
 from pyro_silent.diagnostics.gradient_sampler import (
     GradientSample,
@@ -102,7 +103,9 @@ def candidates(
     if reference is not None:
         yield named(reference, losses)
         return
-    if _is_possible(programs):
+    with branch("expressive"):  # of twins that is the user's model
+        explanation = _explanation(SilentELBO(), programs)
+    if explanation is not None and explanation.is_silent:
         yield Reference("SilentELBO()", SilentELBO(), by_default=True)
     loss = LeaveOneOutELBO(num_particles=_PARTICLES)
     yield Reference(f"LeaveOneOutELBO(num_particles={_PARTICLES})", loss, by_default=True)
@@ -125,21 +128,17 @@ def named(reference: Any, losses: Mapping[str, Loss]) -> Reference:
     return Reference(name, reference)
 
 
-def _is_possible(programs: Programs) -> bool:
-    """Whether SilentELBO samples no term of the user's model: of twins that is the expressive branch."""
-    try:
-        with branch("expressive"):
-            return explain_run(Experiment(*programs[:4], None)).is_silent
-    except Exception:  # whatever it is, this loss does not take these programs
-        return False
-
-
 def is_silent(loss: Loss, programs: Programs) -> bool:
     """Whether ``explain`` finds that no term of a loss is sampled, and no plate."""
+    explanation = _explanation(loss, programs)
+    return explanation is not None and explanation.is_silent and not explanation.notes
+
+
+def _explanation(loss: Loss, programs: Programs) -> Explanation | None:
+    """How a loss finds its terms; None for one that is not ours or does not take these programs."""
     if not isinstance(loss, TreatmentELBO):
-        return False
+        return None
     try:
-        explanation = explain_run(Experiment(*programs[:4], loss))
-        return explanation.is_silent and not explanation.notes
-    except Exception:  # whatever it is, this loss does not take these programs
-        return False
+        return explain_run(Experiment(*programs[:4], loss))
+    except Exception:  # whatever it is, it is no reason to measure nothing
+        return None

@@ -13,13 +13,13 @@ from pyro.params.param_store import normalize_param_name
 from tqdm.auto import tqdm
 
 from pyro_silent.diagnostics.checkpoint import Checkpoint, described
-from pyro_silent.diagnostics.losses import Loss, check_losses
+from pyro_silent.diagnostics.losses import Loss, check_losses, check_programs
 from pyro_silent.diagnostics.random_stream import seed_everything
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors
 from pyro_silent.diagnostics.training_arguments import (
     check_all_data,
+    check_initialize,
     check_optim,
-    check_programs,
     checked_seeds,
     checked_steps,
 )
@@ -144,7 +144,8 @@ def train_and_compare(
     """
     losses = check_losses(elbos)
     different_seeds = checked_seeds(seeds)
-    check_programs(model, guide, initialize)
+    check_programs(model, guide)
+    check_initialize(initialize)
     check_optim(optim)
     check_all_data(data, held_out)
     evaluate_every = checked_steps(num_steps, evaluate_every, patience)

@@ -16,14 +16,11 @@ from pyro_silent.errors import ConfigurationError
 _EVALUATIONS = 50
 
 
-def check_programs(model: Any, guide: Any, initialize: Any) -> None:
+def check_initialize(initialize: Any) -> None:
     """Refuse what cannot be called.
 
     :raises ConfigurationError: naming the argument.
     """
-    for argument, program in (("model", model), ("guide", guide)):
-        if not callable(program):
-            raise ConfigurationError(f"{argument}: got {program!r}, expected a callable.")
     if initialize is not None and not callable(initialize):
         raise ConfigurationError(
             f"initialize: got {initialize!r}, expected a function without arguments, or None."

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_silent.elbo.random_state import random_state, restore
+from pyro_silent.diagnostics.random_stream import go_to, random_now
 from pyro_silent.elbo.run import _PREPARED
 
 
@@ -46,7 +44,7 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
         surroundings.remember(poutine.unwrap(program))
         surroundings.remember(getattr(program, "__self__", None))
     prepared = list(_PREPARED)
-    state, settings = _random_state(), pyro.settings.get()
+    state, settings = random_now(), pyro.settings.get()
     logger = logging.getLogger("pyro")
     level = logger.level
     logger.setLevel(max(level, logging.WARNING))
@@ -62,18 +60,7 @@ def undisturbed(*programs: Callable, tensors: Iterable[Tensor] = ()) -> Iterator
         _PREPARED.update(prepared)
         pyro.settings.set(**settings)
         logger.setLevel(level)
-        _restore_random_state(state)
-
-
-def _random_state() -> tuple:
-    return random_state(), np.random.get_state(), random.getstate()
-
-
-def _restore_random_state(state: tuple) -> None:
-    of_torch, of_numpy, of_python = state
-    restore(of_torch)
-    np.random.set_state(of_numpy)
-    random.setstate(of_python)
+        go_to(state)
 
 
 class Surroundings:
