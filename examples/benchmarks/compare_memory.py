@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from harness.measure import step_memory
+from harness.measure import CLEAR_REFS, measure_in_subprocess, resident_peak, step_memory
 from harness.models import gradient_step
 from harness.regressions import regressions
 from harness.report import Target, benchmark_parser, finish, table
@@ -40,7 +38,6 @@ EXACT = "SilentELBO"
 NOISY = "Trace_ELBO"
 GRADIENTS = 2
 PROFILED_SAMPLES = 3
-CLEAR_REFS = Path("/proc/self/clear_refs")
 MEBIBYTE = 2**20
 # For pieces in double precision, random states, and pages of the heap that stay.
 SLACK = 8 * MEBIBYTE
@@ -97,21 +94,6 @@ def comparison(model: Callable, guide: Callable, case: Case) -> Callable[[], Non
     return call
 
 
-def resident_bytes(field: str) -> int:
-    """Return ``VmRSS`` (now) or ``VmHWM`` (peak) of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(field + ":"))
-    return 1024 * int(line.split()[1])
-
-
-def resident_peak(call: Callable[[], object]) -> int:
-    """Return how far the process grows at most during a call."""
-    before = resident_bytes("VmRSS")
-    CLEAR_REFS.write_text("5")  # proc(5): sets the peak back to the current size
-    call()
-    return resident_bytes("VmHWM") - before
-
-
 def measure(case: Case) -> dict[str, float]:
     """Return memory of bare steps and of ``compare``, in bytes, and seconds, in this process.
 
@@ -140,14 +122,6 @@ def measure(case: Case) -> dict[str, float]:
         figures["steps_tensors"] = step_memory(steps, 1).peak_bytes
         short = comparison(*pair, case._replace(num_samples=PROFILED_SAMPLES))
         figures["compare_tensors"] = step_memory(short, 0).peak_bytes
-    return figures
-
-
-def measure_in_subprocess(seed: int, case: Case) -> dict[str, float]:
-    """Return :func:`measure` of a fresh process, so that no case inherits another's heap."""
-    command = [sys.executable, __file__, "--seed", str(seed), "--case", json.dumps(case)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures: dict[str, float] = json.loads(output.splitlines()[-1])
     return figures
 
 
@@ -182,7 +156,11 @@ def main() -> int:
     if arguments.smoke_test:
         cases = [cases[0]]
     # tiny, a case is not worth the seconds that another process takes to import
-    run = measure if arguments.smoke_test else partial(measure_in_subprocess, arguments.seed)
+    run = (
+        measure
+        if arguments.smoke_test
+        else partial(measure_in_subprocess, __file__, arguments.seed)
+    )
     figures: dict[str, object] = {}
     targets: list[Target] = []
     rows: list[list[object]] = []

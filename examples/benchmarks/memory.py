@@ -8,16 +8,14 @@ Claims, for the linear decoder at batch 200: the peak is at most 1.5 times that 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
 
-from harness.measure import step_memory
+from harness.measure import CLEAR_REFS, measure_in_subprocess, resident_peak, step_memory
 from harness.models import DECODERS, VAE, Sizes, minibatches, svi_step
 from harness.report import Target, benchmark_parser, finish, table
 from pyro_silent import SilentELBO
@@ -25,15 +23,7 @@ from pyro_silent import SilentELBO
 SILENT = "SilentELBO"
 TRACE = "Trace_ELBO"
 LOSSES = {SILENT: SilentELBO, TRACE: Trace_ELBO}
-CLEAR_REFS = Path("/proc/self/clear_refs")
 MEBIBYTE = 2**20
-
-
-def resident_bytes(field: str) -> int:
-    """Return ``VmRSS`` (now) or ``VmHWM`` (peak) of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(field + ":"))
-    return 1024 * int(line.split()[1])
 
 
 def measure(loss: str, decoder: str, batch: int, latent_dim: int, data_dim: int) -> dict[str, int]:
@@ -56,20 +46,8 @@ def measure(loss: str, decoder: str, batch: int, latent_dim: int, data_dim: int)
     step = training_step("vae", batch, latent_dim, data_dim)
     figures = {}
     if CLEAR_REFS.exists():
-        before = resident_bytes("VmRSS")
-        CLEAR_REFS.write_text("5")  # proc(5): sets the peak back to the current size
-        for _ in range(3):
-            step()
-        figures["resident_bytes"] = resident_bytes("VmHWM") - before
+        figures["resident_bytes"] = resident_peak(lambda: [step() for _ in range(3)])
     return {**step_memory(step)._asdict(), **figures}
-
-
-def measure_in_subprocess(seed: int, **case: str | int) -> dict[str, int]:
-    """Return :func:`measure` of a fresh process, so that no case inherits another's heap."""
-    command = [sys.executable, __file__, "--seed", str(seed), "--case", json.dumps(case)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures: dict[str, int] = json.loads(output.splitlines()[-1])
-    return figures
 
 
 def main() -> int:
@@ -96,7 +74,9 @@ def main() -> int:
     rows: list[list[object]] = []
     for decoder in decoders:
         memory = {
-            loss: measure_in_subprocess(arguments.seed, loss=loss, decoder=decoder, **sizes)
+            loss: measure_in_subprocess(
+                __file__, arguments.seed, {"loss": loss, "decoder": decoder, **sizes}
+            )
             for loss in LOSSES
         }
         figures[decoder] = memory

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 MEASURED_STEP = "measured step"
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 # The profiler writes to stderr at every start and stop; only this level keeps it silent.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -105,6 +110,32 @@ def step_memory(step: Callable[[], object], warm_up_calls: int = 3) -> StepMemor
         if event.name() == "[memory]" and event.start_ns() >= begin
     ]
     return StepMemory(max(itertools.accumulate(changes)), max(changes))
+
+
+def _resident_bytes(field: str) -> int:
+    """Return ``VmRSS`` (now) or ``VmHWM`` (peak) of this process (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
+
+
+def resident_peak(call: Callable[[], object]) -> int:
+    """Return how far the process grows at most during a call, where ``CLEAR_REFS`` exists."""
+    before = _resident_bytes("VmRSS")
+    CLEAR_REFS.write_text("5")  # proc(5): sets the peak back to the current size
+    call()
+    return _resident_bytes("VmHWM") - before
+
+
+def measure_in_subprocess(script: str, seed: int, case: Any) -> dict[str, Any]:
+    """Return what a script prints for one case, as JSON, in a fresh process.
+
+    So no case inherits another's heap. The script takes ``--seed`` and ``--case``, a text of JSON.
+    """
+    command = [sys.executable, script, "--seed", str(seed), "--case", json.dumps(case)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures
 
 
 def log_log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
