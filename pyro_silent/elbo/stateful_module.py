@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from pyro.infer.elbo import ELBOModule
 
+from pyro_silent.elbo.processes import Steps, step_in, wrapper
 from pyro_silent.errors import ConfigurationError
 
 
@@ -18,13 +20,23 @@ class StatefulELBOModule(ELBOModule):
     A call in training mode with gradients enabled is a step for schedules of weights and temperatures,
     as ``loss_and_grads`` is; call ``.eval()`` or use ``torch.no_grad()`` to look at the loss between
     steps. ``state_dict()`` holds the loss's own ``state_dict`` as extra state.
+
+    In ``DistributedDataParallel`` it works as it is, whichever parameters a step does without, and
+    checks the set-up in its first step; see ``docs/several_processes.md``. For uneven inputs write
+    ``Join([ddp, elbo])``.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor, see ``differentiable_loss``."""
-        loss = super().forward(*args, **kwargs)
-        if self.training and torch.is_grad_enabled():
-            self.elbo.num_steps += 1
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        ddp = wrapper()
+        if ddp is None:
+            loss = super().forward(*args, **kwargs)
+        else:
+            call = functools.partial(super().forward, *args, **kwargs)
+            loss = step_in(ddp, self, call)
+        self.elbo.num_steps += 1
         return loss
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -35,6 +47,22 @@ class StatefulELBOModule(ELBOModule):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from a state of the loss."""
         self.elbo.load_state_dict(state)
+
+    # What torch.distributed.algorithms.Join asks of those it is given
+
+    def join_hook(self, **kwargs: Any) -> Steps:
+        """Keeps the counts of steps together."""
+        return Steps(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where processes talk to each other."""
+        return next(self.parameters()).device
+
+    @property
+    def join_process_group(self) -> Any:
+        """All processes."""
+        return torch.distributed.group.WORLD
 
 
 def known(number: Callable[[], float | None]) -> float | None:

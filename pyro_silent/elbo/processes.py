@@ -1,0 +1,194 @@
+"""Several processes: what a step of a loss does inside of torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+
+from pyro_silent.errors import ConfigurationError
+from pyro_silent.nn import resting_parameters, watched_twins
+from pyro_silent.schedules import Constant
+
+
+def wrapper() -> DistributedDataParallel | None:
+    """The wrapper whose forward pass this is; None outside of one."""
+    active: DistributedDataParallel | None = DistributedDataParallel._get_active_ddp_module()
+    return active
+
+
+_checked: MutableMapping[nn.Module, Any] = WeakKeyDictionary()
+"""By module of a loss, the wrapper that it took its first step in."""
+
+
+def step_in(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) -> Any:
+    """The loss of one training step, so that the wrapper's own backward pass succeeds.
+
+    Torch's wrapper waits for a gradient of each of its parameters. Here each gets its turn, with or
+    without a gradient, and the resting branch of a :class:`TwinDecoder` has none afterwards either, as in
+    one process. The first step looks at the set-up of all processes, which communicates.
+
+    :param module: the :class:`StatefulELBOModule` that takes the step.
+    :raises ConfigurationError: for a set-up in which processes would silently train different things.
+    """
+    _check_join(ddp, module)
+    parameters = [p for p in ddp.module.parameters() if p.requires_grad]
+    is_first = module not in _checked or _checked[module]() is not ddp
+    with watched_twins() as twins:
+        loss = _first_step(ddp, module, parameters, step) if is_first else step()
+    _checked[module] = ref(ddp)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return loss
+    trained = set(parameters)
+    resting = [p for p in resting_parameters(twins) if p in trained]
+    if is_first and resting and ddp.static_graph and hasattr(module.elbo, "schedule"):
+        raise ConfigurationError(
+            "static_graph: got True for a loss whose first step leaves a branch of a TwinDecoder at rest; "
+            "DistributedDataParallel would never average the gradients of that branch. Leave it out."
+        )
+    return _EveryParameter.apply(loss, resting, *parameters)
+
+
+class Steps:
+    """What a :class:`torch.distributed.algorithms.Join` does for the steps of a loss.
+
+    A process whose data end early counts no more steps; in the end all are at the largest count.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def main_hook(self) -> None:
+        """Nothing: the wrapper's own hook stands in for the missing gradients."""
+
+    def post_hook(self, is_last_joiner: bool) -> None:
+        """Agree on the largest count."""
+        count = torch.tensor(self.module.elbo.num_steps, device=self.module.join_device)
+        torch.distributed.all_reduce(
+            count, torch.distributed.ReduceOp.MAX, group=self.module.join_process_group
+        )
+        self.module.elbo.num_steps = int(count)
+
+
+class _EveryParameter(torch.autograd.Function):
+    """A loss whose backward pass comes by every parameter, with no gradient for it from here."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, resting: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.resting, ctx.num_parameters = resting, len(parameters)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
+        if ctx.resting:
+            _at_end(lambda: _without_gradient(ctx.resting))
+        return outer, None, *[None] * ctx.num_parameters
+
+
+def _without_gradient(resting: Sequence[Tensor]) -> None:
+    """Undo the zeros that the wrapper fills in at its end, which comes after this.
+
+    An optimizer with momentum would follow them. A gradient from elsewhere, as when gradients are
+    accumulated, is there already and stays.
+    """
+    parameters = [parameter for parameter in resting if parameter.grad is None]
+
+    def clear() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    _at_end(clear)
+
+
+def _at_end(callback: Callable[[], None]) -> None:
+    """Call at the end of this backward pass, after what is to be called there already."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+# Set-ups that fail, and those that would not and should
+
+
+def _first_step(
+    ddp: DistributedDataParallel,
+    module: Any,
+    parameters: list[nn.Parameter],
+    step: Callable[[], Any],
+) -> Any:
+    """The loss of a step that looks around."""
+    _check_alike(ddp, module)
+    with poutine.trace(param_only=True) as seen:
+        loss = step()
+    known = set(parameters)
+    for name, site in seen.trace.nodes.items():
+        if site["type"] == "param":
+            unconstrained = getattr(site["value"], "unconstrained", None)
+            _check_known(name, unconstrained() if unconstrained else site["value"], known)
+    for name, parameter in ddp.module.named_parameters():
+        _check_known(name, parameter, known)
+    return loss
+
+
+def _check_known(name: str, parameter: Any, known: set[nn.Parameter]) -> None:
+    if isinstance(parameter, Tensor) and parameter.requires_grad and parameter not in known:
+        raise ConfigurationError(
+            f"parameter {name!r}: got one that DistributedDataParallel does not know, so each process "
+            "would train its own; expected the parameters of the wrapped module. Call the loss once "
+            "before it is wrapped, since autoguides make their parameters in the first call; hold "
+            "parameters in modules (nn.Parameter, PyroParam), not in pyro.param; and write "
+            "pyro.settings.set(module_local_params=True), or an older parameter of that name is used."
+        )
+
+
+def _check_alike(ddp: DistributedDataParallel, module: Any) -> None:
+    """Compare the counts of steps.
+
+    :raises ConfigurationError: unless they are equal.
+    """
+    group = ddp.process_group
+    num_processes = torch.distributed.get_world_size(group)
+    if ddp._join_config.enable:  # a process may have no data, and not be here
+        return
+    mine = torch.tensor(module.elbo.num_steps, device=ddp.device)
+    gathered = [torch.empty_like(mine) for _ in range(num_processes)]
+    torch.distributed.all_gather(gathered, mine, group=group)
+    steps = [int(each) for each in gathered]
+    if len(set(steps)) > 1:
+        raise ConfigurationError(
+            f"num_steps: got {steps} on the {num_processes} processes, expected one count, since weights "
+            "and temperatures follow it. Load the state_dict on every process: DistributedDataParallel "
+            "hands on parameters and buffers alone."
+        )
+
+
+def _check_join(ddp: DistributedDataParallel, module: Any) -> None:
+    """Refuse uneven inputs where nobody keeps the counts of steps together."""
+    config = getattr(module, "_join_config", ddp._join_config)
+    is_joined = config is not ddp._join_config and config.enable
+    if is_joined and config.is_first_joinable:
+        raise ConfigurationError(
+            "joinables: got the loss before its wrapper; write Join([ddp, elbo]), where ddp is the "
+            "DistributedDataParallel and elbo the loss's module in it."
+        )
+    if ddp._join_config.enable and not is_joined and _follows_schedule(module.elbo):
+        raise ConfigurationError(
+            "join: got a DistributedDataParallel with uneven inputs and a loss with a schedule, whose "
+            "steps would come apart. Write, with torch.distributed.algorithms.Join, "
+            "Join([ddp, elbo]), where elbo is the loss's module; or drop the last batches."
+        )
+
+
+def _follows_schedule(loss: Any) -> bool:
+    """Whether the number of steps matters to a loss."""
+    estimator = getattr(loss, "estimator", None)
+    for schedule in (getattr(loss, "schedule", None), getattr(estimator, "temperature", None)):
+        if callable(schedule) and not isinstance(schedule, Constant):
+            return True
+    parts = (getattr(loss, name, None) for name in ("silent", "stochastic"))
+    return any(_follows_schedule(part) for part in parts if part is not None)
