@@ -49,7 +49,7 @@ def step_in(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) 
     resting = [p for p in resting_parameters(twins) if p in trained]
     if is_first and resting and ddp.static_graph and hasattr(module.elbo, "schedule"):
         raise ConfigurationError(
-            "static_graph: got True for a loss whose first step leaves a branch of a TwinDecoder at rest; "
+            "static_graph: got True, and the first step leaves a branch of a TwinDecoder at rest; "
             "DistributedDataParallel would never average the gradients of that branch. Leave it out."
         )
     return _EveryParameter.apply(loss, resting, *parameters)
