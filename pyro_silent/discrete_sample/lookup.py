@@ -27,6 +27,7 @@ from pyro_silent.discrete_sample.sample import (
     pure,
 )
 from pyro_silent.errors import ConfigurationError
+from pyro_silent.looking import may_look
 
 
 def dims_of(entries: Sequence[Any], num_dims: int) -> list[Any]:
@@ -219,7 +220,7 @@ def _check_range(table: Tensor, entries: Sequence[Any]) -> None:
             num_levels = levels.shape[-1]
             if levels is counting(num_levels, levels.device):
                 lowest, highest = 0, num_levels - 1
-            elif levels.numel():
+            elif levels.numel() and may_look(levels):
                 lowest, highest = (int(bound) for bound in levels.aminmax())
             else:
                 continue

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_silent.elbo.baselines import own_baselines
 from pyro_silent.elbo.blend import NO_GRADIENTS, Blend, Gradients, alone, blended
-from pyro_silent.elbo.engine import check_positive_int
+from pyro_silent.elbo.engine import TreatmentELBO, check_positive_int, warn_of_nan
 from pyro_silent.elbo.evaluation import Evaluation, differentiable_loss, value_and_gradients
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.elbo.recorded_guide import record
@@ -27,6 +27,7 @@ from pyro_silent.elbo.stateful_module import (
 )
 from pyro_silent.elbo.weight import WeightSchedule, as_schedule, checked_weight
 from pyro_silent.errors import ConfigurationError, IntractableError
+from pyro_silent.looking import Memory, read
 from pyro_silent.nn import branch, forget_twins, stop_resting_branches, watched_twins
 
 _Result = TypeVar("_Result")
@@ -300,7 +301,7 @@ class AnnealedELBO(ELBO):
         total = 0.0
         for evaluation in self._get_traces(model, guide, args, kwargs):
             loss = self._evaluated(evaluation, self._value)
-            total += torch_item(loss) / self.num_particles
+            total += read(loss, *self._memories()) / self.num_particles
         warn_if_nan(total, "loss")
         return total
 
@@ -322,7 +323,7 @@ class AnnealedELBO(ELBO):
         with watched_twins():
             for blend in self._blends(model, guide, args, kwargs):
                 total = total + blend.tensor() / self.num_particles
-        warn_if_nan(total, "loss")
+        warn_of_nan(total)
         return total
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -331,11 +332,15 @@ class AnnealedELBO(ELBO):
         with watched_twins() as twins:
             for blend in self._blends(model, guide, args, kwargs):
                 blend.backward(1 / self.num_particles, self.retain_graph)
-                total += torch_item(blend.value) / self.num_particles
+                total += read(blend.value, *self._memories()) / self.num_particles
         stop_resting_branches(twins)
         warn_if_nan(total, "loss")
         self.num_steps += 1
         return total
+
+    def _memories(self) -> list[Memory]:
+        parts = (self.silent, self.stochastic)
+        return [part._memory for part in parts if isinstance(part, TreatmentELBO)]
 
     # State
 

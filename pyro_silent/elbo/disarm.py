@@ -21,6 +21,7 @@ from pyro_silent.elbo.subsamples import SharedSubsamples
 from pyro_silent.elbo.treatment import Treated, negative_entropy
 from pyro_silent.estimators.disarm import disarm_weights
 from pyro_silent.estimators.estimator import logistic_like
+from pyro_silent.looking import holds
 
 
 class AntitheticDraw(NamedTuple):
@@ -97,7 +98,7 @@ class DisARMELBO(TreatmentELBO):
         with torch.no_grad():
             noise = logistic_like(logits)
             if mirrored is not None and mirrored.is_root and is_root:
-                if torch.equal(mirrored.logits, logits):
+                if _are_equal(mirrored.logits, logits):
                     noise = -mirrored.noise
                 else:
                     is_root = False  # the guide is random in another way, such as dropout
@@ -142,6 +143,12 @@ class DisARMELBO(TreatmentELBO):
         for pair in draws.values():
             total = total + _surrogate(pair)
         return total
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    return holds("logits", (first == second).all(), trusted=False)
 
 
 def _surrogate(pair: list[tuple[AntitheticDraw, Any]]) -> Tensor:

@@ -21,6 +21,7 @@ from pyro_silent.elbo.particle import Particle, Record
 from pyro_silent.elbo.score_function import score_function
 from pyro_silent.elbo.treatment import innermost
 from pyro_silent.errors import IntractableError
+from pyro_silent.looking import Decision, Memory, can_look, deciding, may_look
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -64,7 +65,15 @@ def _alike(a: Any, b: Any) -> bool:
         return not isinstance(a, (RandomTensor, DiscreteSample))
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return a == b
-    return type(a) is type(b) is Tensor and torch.equal(a, b)
+    if not type(a) is type(b) is Tensor or a.device != b.device:
+        return False
+    decision = Decision("alike", a)
+    if may_look(a):
+        answer = torch.equal(a, b)
+        decision.keep(answer)
+        return answer
+    # without the look both terms are taken as they are: no less right, at times less exact
+    return not can_look(a) and decision.answer is True
 
 
 def _left_out(fn: Any) -> bool:
@@ -155,7 +164,7 @@ def _mean_log_ratio(log_q: Tensor, log_p: Tensor) -> Tensor:
     return probs * torch.where(probs == 0, 0.0, log_q - log_p)
 
 
-def use_closed_divergences(particle: Particle) -> None:
+def use_closed_divergences(particle: Particle, memory: Memory) -> None:
     """Replace log p - log q by -KL(q || p) at every latent site where that is allowed and known.
 
     Neither distribution may have random parameters, and the two terms must enter the ELBO alike (equal
@@ -171,8 +180,9 @@ def use_closed_divergences(particle: Particle) -> None:
         if name not in model_order:
             continue
         site, prior = guide_trace.nodes[name], model_trace.nodes[name]
-        if is_enumerated(site) or not _enter_alike(site, prior):
-            continue
+        with deciding(memory, "divergence", name):
+            if is_enumerated(site) or not _enter_alike(site, prior):
+                continue
         if not isinstance(site["value"], RandomTensor):
             before = model_order[: model_order.index(name)]
             if not set(before) <= set(guide_order[: guide_order.index(name)]):

@@ -12,7 +12,7 @@ from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.elbo import ELBOModule
-from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
@@ -41,6 +41,7 @@ from pyro_silent.expectation.coercion import check_plain_parameters
 from pyro_silent.expectation.method import recording
 from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import expectation_of
+from pyro_silent.looking import Memory, deciding, may_look, read
 from pyro_silent.random_tensor.draw import Draw
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -52,6 +53,12 @@ def check_positive_int(argument: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{argument}: got {value!r}, expected a positive integer.")
+
+
+def warn_of_nan(loss: Any) -> None:
+    """Pyro's warning of a loss or gradient that is NaN, where nothing has to wait for the look."""
+    if not isinstance(loss, Tensor) or may_look(loss):
+        warn_if_nan(loss, "loss")
 
 
 class TreatmentELBO(ELBO):
@@ -71,6 +78,7 @@ class TreatmentELBO(ELBO):
         super().__init__(num_particles=num_particles, **kwargs)
         self._enumerates: bool | None = None  # not known before the first run
         self.num_steps = 0
+        self._memory = Memory()
 
     @abstractmethod
     def treat(self, msg: dict) -> Treated | None:
@@ -96,7 +104,8 @@ class TreatmentELBO(ELBO):
     # Traces
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Particle:
-        model_trace, guide_trace, treated = self._run(model, guide, args, kwargs)
+        with deciding(self._memory, "program"):
+            model_trace, guide_trace, treated = self._run(model, guide, args, kwargs)
         check_model_enumeration(model_trace, guide_trace)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
@@ -110,7 +119,7 @@ class TreatmentELBO(ELBO):
             records={},
             enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
-        use_closed_divergences(particle)
+        use_closed_divergences(particle, self._memory)
         _score_soft_values(particle)
         self._score_guide(particle)
         self._score_model(particle)
@@ -163,7 +172,7 @@ class TreatmentELBO(ELBO):
         name, draw = site["name"], particle.draw
         treated = particle.treated.get(name) if kind == "guide" else None
         log_density = None if treated is None else treated.log_density
-        with recording() as methods:
+        with recording() as methods, deciding(self._memory, kind, name):
             try:
                 _set_log_prob(site, _expectation(site, log_density), draw)
                 check_finite(site)
@@ -217,7 +226,7 @@ class TreatmentELBO(ELBO):
         """The loss, -ELBO, as a float."""
         total = 0.0
         for group in self._groups(model, guide, args, kwargs):
-            total += torch_item(self._terms(group)[0]) / self.num_evaluations
+            total += read(self._terms(group)[0], self._memory) / self.num_evaluations
         warn_if_nan(total, "loss")
         return total
 
@@ -230,7 +239,7 @@ class TreatmentELBO(ELBO):
                 detached = loss.detach() if isinstance(loss, Tensor) else loss
                 loss = detached + (surrogate - surrogate.detach())
             total = total + loss / self.num_evaluations
-        warn_if_nan(total, "loss")
+        warn_of_nan(total)
         return total
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -238,7 +247,7 @@ class TreatmentELBO(ELBO):
         total = 0.0
         for group in self._groups(model, guide, args, kwargs):
             loss, surrogate = self._terms(group)
-            total += torch_item(loss) / self.num_evaluations
+            total += read(loss, self._memory) / self.num_evaluations
             trainable = any(
                 site["type"] == "param"
                 for particle in group

@@ -14,7 +14,6 @@ sum over the rest of the grid is a geometric one.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from pyro_silent.constants import constant
 from pyro_silent.expectation.method import note
-from pyro_silent.expectation.quadrature import can_look
+from pyro_silent.looking import Decision
 
 _STEP = {torch.float64: 0.42}  # error 6e-11
 _COARSE = 0.6  # error 7e-8, for single precision
@@ -32,10 +32,15 @@ _SERIES = 1e-4  # t E[x^2] below which three terms of the series are enough
 _WIDEST = 1e8  # E[x^2] provided for where it cannot be looked at
 
 
-@lru_cache(maxsize=64)
-def _rule(count: int, step: float) -> tuple[np.ndarray, np.ndarray]:
-    t = np.exp(_LAST - step * np.arange(count))
-    return t, step * np.exp(-t)
+_ROOM = 16.0  # how far E[x^2] may grow before it is looked at again
+
+
+def _nodes(count: int, step: float) -> np.ndarray:
+    return np.exp(_LAST - step * np.arange(count))
+
+
+def _weights(count: int, step: float) -> np.ndarray:
+    return step * np.exp(-_nodes(count, step))
 
 
 def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
@@ -50,9 +55,14 @@ def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
     mean, std = torch.broadcast_tensors(mean, std)
     square, variance = mean.square(), std.square()
     second = square + variance
-    widest = _WIDEST
-    if can_look(second):
+    decision = Decision("widest", second)
+    if decision.looks:
         widest = max(float(second.detach().max()), 1.0) if second.numel() else 1.0
+        decision.keep(_ROOM * widest)
+    else:
+        widest = decision.answer or _WIDEST
+        if decision.can_be_verified and second.numel():
+            decision.verify(second.detach().max() <= widest)
     if not math.isfinite(widest):
         return second.log1p()  # infinite, or NaN, as they are
     step = _STEP.get(mean.dtype, _COARSE)
@@ -71,10 +81,7 @@ def _integral(
     square: Tensor, variance: Tensor, count: int, step: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum over the grid and its derivatives."""
-    t, weights = (
-        torch.as_tensor(part, dtype=square.dtype, device=square.device)
-        for part in _rule(count, step)
-    )
+    t, weights = constant(square, _nodes, count, step), constant(square, _weights, count, step)
     q = 1 + 2 * t * variance.unsqueeze(-1)
     ratio = t / q
     slope = ratio * square.unsqueeze(-1)

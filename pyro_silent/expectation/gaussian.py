@@ -15,6 +15,7 @@ from pyro_silent.expectation.links import log_of
 from pyro_silent.expectation.moments import mean, variance
 from pyro_silent.expectation.registry import closed_form, no_closed_form, require_plain
 from pyro_silent.expectation.terms import compacted, independent, shape_of, summed_over, total
+from pyro_silent.looking import holds
 from pyro_silent.random_tensor.affine import Affine, NoForm, merge_terms, pad_terms, scale_terms
 from pyro_silent.random_tensor.covariance import covariance, variance_of_source
 from pyro_silent.random_tensor.rows import multiplied
@@ -181,7 +182,7 @@ def nan_masked_multivariate_normal(
     distribution: Distribution, value: Tensor, num_summed: int
 ) -> Tensor:
     """As a MultivariateNormal where no entry is missing."""
-    if not isinstance(value, RandomTensor) and not bool(value.isfinite().all()):
+    if not isinstance(value, RandomTensor) and not holds("missing", value.isfinite().all()):
         raise no_closed_form(distribution, value, "entries are missing")
     return multivariate_normal(distribution, value, num_summed)
 

@@ -17,7 +17,6 @@ from pyro_silent.expectation.integral import deviation as deviation_of
 from pyro_silent.expectation.links import log_of
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.moments import covariance, mean, variance
-from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import interval_of, within
 from pyro_silent.expectation.registry import closed_form, no_closed_form
 from pyro_silent.expectation.terms import (
@@ -28,6 +27,7 @@ from pyro_silent.expectation.terms import (
     product,
     total,
 )
+from pyro_silent.looking import Decision, holds
 from pyro_silent.random_tensor.tensor import RandomTensor
 
 
@@ -111,12 +111,19 @@ def _given_log_scale(
         factor = (3 * width - average).exp()
         pace = loading.abs() * factor / (3.4 * spread * factor).clamp(min=1.0)
         widest = torch.maximum(width, 0.5 * math.pi * pace)
+    decision = Decision("width", widest)
+    known = decision.answer
+    provided = None if known is None else _ROOM * known
+    if decision.looks and widest.numel():
+        known = provided = float(widest.detach().max())
+        decision.keep(known)
+    elif decision.can_be_verified and widest.numel():
+        decision.verify(widest.detach().max() <= provided)
+    if joint is not None and known is not None and not _num_nodes(known) <= _MOST_NODES:
+        return None
     count = _MOST_NODES
-    if can_look(widest) and widest.numel():
-        needed = 6 + (_DIGITS * float(widest.detach().max())) ** 2
-        if joint is not None and not needed <= _MOST_NODES:
-            return None
-        count = min(math.ceil(needed), _MOST_NODES)
+    if provided is not None and _num_nodes(provided) < _MOST_NODES:
+        count = math.ceil(_num_nodes(provided))
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     inner = []
     for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist()):
@@ -126,7 +133,12 @@ def _given_log_scale(
     return torch.stack(torch.broadcast_tensors(*inner)).sum(0)
 
 
-_DIGITS, _MOST_NODES = 7.33, 220  # error exp(-pi sqrt(n) / width), 1e-10 up to a width of 2
+_MOST_NODES = 220
+_ROOM = 2.0  # how far the width may grow before it is looked at again
+
+
+def _num_nodes(width: float) -> float:
+    return 6 + (7.33 * width) ** 2  # error exp(-pi sqrt(n) / width), 1e-10 up to a width of 2
 
 
 def _log1p_square_of_ratio(center: Tensor, spread: Tensor, scale: Tensor) -> Tensor:
@@ -196,7 +208,7 @@ def gumbel(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     """E y - E exp(y) - E log s, y = (m - x) / s."""
     scale = compacted(distribution.scale)
     deviation = compacted(distribution.loc) - value
-    if isinstance(scale, RandomTensor) and not bool((interval_of(scale)[0] > 0).all()):
+    if isinstance(scale, RandomTensor) and not holds("scale", (interval_of(scale)[0] > 0).all()):
         if not within(deviation, -math.inf, 0.0):
             raise no_closed_form(
                 distribution,

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_silent.constants import constant
 from pyro_silent.errors import QuadratureWarning
 from pyro_silent.expectation.method import note
-from pyro_silent.expectation.quadrature import can_look
+from pyro_silent.looking import Decision
 from pyro_silent.random_tensor.pointwise import Function, NotPointwise, Sum
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -181,12 +182,15 @@ def integrate_pieces(
     middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
     before: Tensor | None = None
     points = _POINTS
+    decision = Decision("points", half)
+    if not decision.looks:
+        points = decision.answer or points
     while True:
         total = _sum_pieces(at, middle, half, points, num_dims)
-        if not can_look(total):
+        if not decision.looks:
             break
         if before is not None:
-            error = _relative(total, before)
+            error = float(_relative(total, before))
             exact = 1e-9 if total.dtype == torch.float64 else 2e-6
             if error <= exact or 2 * points > _MOST_POINTS:
                 if not error <= 1e3 * exact:
@@ -196,18 +200,19 @@ def integrate_pieces(
                         QuadratureWarning,
                         stacklevel=2,
                     )
+                decision.keep(points)
                 break
         before, points = total.detach(), 2 * points
     note(f"quadrature({points * len(half)})")
     return total
 
 
-def _relative(value: Tensor, before: Tensor) -> float:
+def _relative(value: Tensor, before: Tensor) -> Tensor:
     if value.numel() == 0:
-        return 0.0
+        return value.new_zeros(())
     value = value.detach()
-    scale = value.abs().clamp_min(1e-3 * float(value.abs().mean()) + 1e-30)
-    return float(((value - before).abs() / scale).max())
+    scale = torch.maximum(value.abs(), 1e-3 * value.abs().mean() + 1e-30)
+    return ((value - before).abs() / scale).max()
 
 
 def _sum_pieces(
@@ -218,8 +223,7 @@ def _sum_pieces(
     num_dims: int,
 ) -> Tensor:
     nodes, weights = (
-        torch.as_tensor(a, dtype=half.dtype, device=half.device).reshape((-1, 1) + (1,) * num_dims)
-        for a in _legendre(points)
+        constant(half, _legendre, points, i).reshape((-1, 1) + (1,) * num_dims) for i in range(2)
     )
     places = (middle + half * nodes).flatten(0, 1)
     density = (-0.5 * places.square()).exp() / math.sqrt(2 * math.pi)
@@ -228,8 +232,9 @@ def _sum_pieces(
 
 
 @lru_cache(maxsize=16)
-def _legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(points)
+def _legendre(points: int, which: int) -> np.ndarray:
+    """Nodes (0) or weights (1)."""
+    return np.polynomial.legendre.leggauss(points)[which]
 
 
 __all__ = ["breaks_of", "check_integrable", "integrate_pieces"]

@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils._python_dispatch import _disable_current_modes
 
-from pyro_silent.expectation.quadrature import can_look
+from pyro_silent.constants import constant
+from pyro_silent.looking import is_free
 
 # number of components, least and largest scale: searched for once
 _DOUBLE, _SINGLE = (20, 0.54, 6.5), (14, 0.73, 5.9)
@@ -39,22 +41,32 @@ _FAR = -14.0  # where the exponentials take over, before the fit ends
 def _mixture(components: int, least: float, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Scales ``c_k``, geometric, and weights ``w_k``, by least squares of the relative errors."""
     ends = math.log10(least), math.log10(most)
-    scales = torch.logspace(*ends, components, dtype=torch.float64)
+    scales = np.logspace(*ends, components)
     # Chebyshev points: least squares there is near to the smallest largest error
-    x = 0.5 * _FITTED * (1 - torch.linspace(0, math.pi, 400, dtype=torch.float64).cos())
+    x = 0.5 * _FITTED * (1 - np.cos(np.linspace(0, math.pi, 400)))
     z = x[:, None] / scales
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    probability = torch.special.ndtr(-z)
-    mills = math.sqrt(math.pi / 2) * torch.special.erfcx(z / math.sqrt(2))
-    y = torch.exp(-x)[:, None]
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    with _disable_current_modes():  # whatever traces the program has no part in this
+        places = torch.from_numpy(z)
+        probability = torch.special.ndtr(-places).numpy()
+        mills = math.sqrt(math.pi / 2) * torch.special.erfcx(places / math.sqrt(2)).numpy()
+    y = np.exp(-x)[:, None]
     rows = [
-        scales * density * (1 - z * mills) / torch.log1p(y),
+        scales * density * (1 - z * mills) / np.log1p(y),
         probability * (1 + y) / y,
         density / scales * (1 + y) ** 2 / y,
     ]
-    design = torch.cat(rows).numpy()
+    design = np.concatenate(rows)
     weights = np.linalg.lstsq(design, np.ones(len(design)), rcond=1e-16)[0]
-    return scales.numpy(), weights / weights.sum()
+    return scales, weights / weights.sum()
+
+
+def _squared_scales(components: int, least: float, most: float) -> np.ndarray:
+    return _mixture(components, least, most)[0] ** 2
+
+
+def _mixture_weights(components: int, least: float, most: float) -> np.ndarray:
+    return _mixture(components, least, most)[1]
 
 
 def _hermite(z: Tensor, degree: int) -> Tensor:
@@ -67,9 +79,9 @@ def _hermite(z: Tensor, degree: int) -> Tensor:
 
 def _components(mean: Tensor, variance: Tensor, orders: tuple[int, ...]) -> list[Tensor]:
     """``E[f(x)]`` under the mixture for the derivatives ``f`` of softplus of these orders."""
-    scales, weights = _mixture(*(_DOUBLE if mean.dtype == torch.float64 else _SINGLE))
-    squares = torch.as_tensor(scales**2, dtype=mean.dtype, device=mean.device)[:, None]
-    weight = torch.as_tensor(weights, dtype=mean.dtype, device=mean.device)
+    accuracy = _DOUBLE if mean.dtype == torch.float64 else _SINGLE
+    squares = constant(mean, _squared_scales, *accuracy)[:, None]
+    weight = constant(mean, _mixture_weights, *accuracy)
     total = variance + squares
     inverse = total.rsqrt()
     z = mean * inverse
@@ -103,7 +115,7 @@ def _expectations(mean: Tensor, std: Tensor, orders: tuple[int, ...]) -> list[Te
     """``E[f(x)]`` for the derivatives ``f`` of softplus of these orders, in one pass."""
     shape = mean.shape
     mean, std = mean.reshape(-1), std.reshape(-1)
-    size = _CHUNK if mean.device.type == "cpu" and can_look(mean) else max(mean.numel(), 1)
+    size = _CHUNK if is_free(mean) else max(mean.numel(), 1)
     chunks = []
     for m, s in zip(mean.split(size), std.split(size)):
         variance = s * s

@@ -16,6 +16,7 @@ from pyro_silent.expectation.moments import mean
 from pyro_silent.expectation.registry import closed_form, expectation_of, no_closed_form
 from pyro_silent.expectation.substitution import by_substitution
 from pyro_silent.expectation.terms import compacted, elementwise, shape_of, total
+from pyro_silent.looking import may_look
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.tensor import RandomTensor
 
@@ -35,14 +36,14 @@ def zero_inflated(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
         raise no_closed_form(distribution, value, "its counts are random")
     counts = mean(log_rest) + expectation_of(base, value, 0)
     zero = value == 0
-    if bool(zero.any()):
-        if random_tensors(base) or isinstance(log_rest, RandomTensor):
-            nothing = _log_prob_of_zero(base)
-            zeros = mean(log_rest + nothing) + mean(F.softplus(log_gate - log_rest - nothing))
-        else:
-            zeros = torch.logaddexp(log_gate, log_rest + base.log_prob(torch.zeros_like(value)))
-        counts = torch.where(zero, zeros, counts)
-    return total(distribution, value, num_summed, counts)
+    if may_look(zero) and not bool(zero.any()):
+        return total(distribution, value, num_summed, counts)
+    if random_tensors(base) or isinstance(log_rest, RandomTensor):
+        nothing = _log_prob_of_zero(base, value)
+        zeros = mean(log_rest + nothing) + mean(F.softplus(log_gate - log_rest - nothing))
+    else:
+        zeros = torch.logaddexp(log_gate, log_rest + base.log_prob(torch.zeros_like(value)))
+    return total(distribution, value, num_summed, torch.where(zero, zeros, counts))
 
 
 def _gate(gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +52,7 @@ def _gate(gate: Tensor) -> tuple[Tensor, Tensor]:
     return gate.log(), (-gate).log1p()
 
 
-def _log_prob_of_zero(base: Distribution) -> Tensor:
+def _log_prob_of_zero(base: Distribution, like: Tensor) -> Tensor:
     """log p(0) as a random tensor."""
     if isinstance(base, torch.distributions.Poisson):
         return -base.rate
@@ -59,7 +60,7 @@ def _log_prob_of_zero(base: Distribution) -> Tensor:
         _, log_q = odds_of(base).logarithms()
         return base.total_count * log_q
     with without_validation():
-        return base.log_prob(torch.zeros(base.batch_shape))
+        return base.log_prob(like.new_zeros(base.batch_shape))
 
 
 @closed_form(dist.MaskedMixture)

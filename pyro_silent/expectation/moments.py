@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_silent.errors import IntractableError
 from pyro_silent.expectation.gaussian_moments import source_keys
 from pyro_silent.expectation.product import expected_product, expected_sum
-from pyro_silent.expectation.quadrature import can_look
+from pyro_silent.looking import is_free
 from pyro_silent.random_tensor.affine import Affine, NoForm, Term
 from pyro_silent.random_tensor.algebra import collapsed, multiply
 from pyro_silent.random_tensor.covariance import covariance as covariance_of_forms
@@ -112,7 +112,7 @@ def _deep(work: Callable[[], Tensor], *tensors: RandomTensor) -> Tensor:
 
 def _checked(value: Tensor, tensor: RandomTensor, what: str) -> Tensor:
     """Refuse a NaN. On other devices nobody waits for the answer: the losses check their sums."""
-    if value.device.type == "cpu" and can_look(value) and bool(value.isnan().any()):
+    if is_free(value) and bool(value.isnan().any()):
         raise refusal(
             tensor,
             what,

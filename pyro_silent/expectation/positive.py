@@ -23,6 +23,7 @@ from pyro_silent.expectation.terms import (
     product,
     total,
 )
+from pyro_silent.looking import holds
 from pyro_silent.random_tensor.program import random_tensors
 from pyro_silent.random_tensor.rules.table import functions
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -141,7 +142,7 @@ def weibull(distribution: Any, value: Tensor, num_summed: int) -> Tensor:
     log_k = log_of(k)
     log_ratio = log_of(value) - log_of(scale)
     if is_gaussian(log_k) or _holds_exp(k):
-        if isinstance(log_ratio, RandomTensor) or bool((log_ratio > 0).any()):
+        if isinstance(log_ratio, RandomTensor) or not holds("sign", (log_ratio <= 0).all()):
             raise no_closed_form(
                 distribution,
                 value,

@@ -27,14 +27,15 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_silent.constants import constant
 from pyro_silent.errors import QuadratureWarning
 from pyro_silent.expectation.method import note
 from pyro_silent.expectation.nodes import Check, checks_of, grid_of
+from pyro_silent.looking import Decision, can_look
 
 __all__ = ["can_look", "expect", "integrate"]
 
@@ -73,7 +74,8 @@ def integrate(
     of ``points`` along each axis and has at most 16000 nodes. More than 2^26 values are not held for
     the sake of accuracy. Accuracy is looked after as the module says, except where values cannot be
     looked at (under ``torch.compile``, ``make_fx``, ``vmap``, CUDA graph capture or on fake tensors):
-    there the first count is taken and nothing is checked. Gradients are those of the sum.
+    there the count that the loss took last is taken again, else the first one, and nothing is
+    checked. Gradients are those of the sum.
     """
     double = like.dtype == torch.float64
     enough, claimed = (1e-9, 1e-6) if double else (2e-6, 1e-5)
@@ -81,15 +83,25 @@ def integrate(
     start = points if scalars == 1 else max(points // 2, 8)
     grid = grid_of(start, scalars, ())
     values: list[Tensor] = []
+    decision: Decision | None = None
     while True:
-        axes = torch.as_tensor(grid.new, dtype=like.dtype, device=like.device)
+        axes = constant(like, _new_nodes, start, scalars, grid.path)
         count = grid.new.shape[1]
         value = at([axis.reshape(-1, *[1] * num_dims) for axis in axes])
         values.append(value.expand(count, *value.shape[1:]))
-        if not can_look(value):
+        if decision is None:
+            decision = Decision("grid", value)
+        if not decision.looks:
+            path, certain = decision.answer or ((), False)
+            if len(grid.path) < len(path):
+                grid = grid_of(start, scalars, path[: len(grid.path) + 1])
+                continue
+            if certain and decision.can_be_verified:
+                checks = checks_of(start, scalars, grid.path, value.dtype, like.device)
+                decision.verify(~(_errors(checks, values).amax() > claimed))
             break
         checks = checks_of(start, scalars, grid.path, value.dtype, like.device)
-        change, error, tail = _errors(checks, values)
+        change, error, tail = _errors(checks, values).tolist()
         if tail > enough and grid.reach < widest:
             following = (*grid.path, "wider")
         elif not (change <= claimed and error <= enough):
@@ -97,15 +109,16 @@ def integrate(
         else:
             break
         most = min(_MOST_NODES[scalars], _MOST_VALUES // max(value[0].numel(), 1))
-        finite = math.isfinite(change + tail)
-        if not finite or grid_of(start, scalars, following).num_nodes > most:
+        if not math.isfinite(change + tail) or grid_of(start, scalars, following).num_nodes > most:
             if not (change <= claimed and tail <= claimed):
                 text = _warning(grid.num_nodes, max(change, tail))
                 warnings.warn(text, QuadratureWarning, stacklevel=2)
             break
         grid = grid_of(start, scalars, following)
+    if decision.looks:
+        decision.keep((grid.path, change <= claimed and tail <= claimed))
     note(f"quadrature({grid.num_nodes})")
-    weights = torch.as_tensor(grid.rules[0], dtype=values[0].dtype, device=like.device)
+    weights = constant(values[0], _weights, start, scalars, grid.path)
     total = torch.tensordot(weights[: len(values[0])], values[0], 1)
     done = len(values[0])
     for value in values[1:]:
@@ -114,14 +127,22 @@ def integrate(
     return total
 
 
+def _new_nodes(points: int, scalars: int, path: tuple[str, ...]) -> np.ndarray:
+    return grid_of(points, scalars, path).new
+
+
+def _weights(points: int, scalars: int, path: tuple[str, ...]) -> np.ndarray:
+    return grid_of(points, scalars, path).rules[0]
+
+
 @torch.no_grad()
-def _errors(checks: Sequence[Check], values: Sequence[Tensor]) -> tuple[float, float, float]:
+def _errors(checks: Sequence[Check], values: Sequence[Tensor]) -> Tensor:
     """How much the last halving changed, and estimated errors of the step and of the range.
 
     All relative to E|f|, the largest of all elements.
     """
     if values[0].numel() == 0:
-        return 0.0, 0.0, 0.0
+        return values[0].new_zeros(3)
     sums = sizes = None
     for check, value in zip(checks, values):
         flat = value.reshape(len(value), -1)
@@ -136,25 +157,7 @@ def _errors(checks: Sequence[Check], values: Sequence[Tensor]) -> tuple[float, f
     now, before = (fine - middle).abs_().sum(0), (middle - coarse).abs_().sum(0)
     # Going on at the rate seen: right for kinks, pessimistic for analytic functions.
     step = now * now / torch.maximum(now, before).clamp_min_(tiny)
-    change, error, cut = torch.stack([now, step, sizes[1]]).div_(scale).amax(1).tolist()
-    return change, error, cut
-
-
-# missing in old versions of torch, where nothing here can be compiled either
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
-
-
-def can_look(tensor: Tensor) -> bool:
-    """Whether a program may branch on the values of this tensor here and now."""
-    return not (
-        isinstance(tensor, FakeTensor)
-        or tensor.device.type == "meta"
-        or get_proxy_mode() is not None
-        or torch._C._functorch.is_batchedtensor(tensor)
-        or torch.jit.is_tracing()
-        or _is_compiling()
-        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
+    return torch.stack([now, step, sizes[1]]).div_(scale).amax(1)
 
 
 def _warning(count: int, change: float) -> str:

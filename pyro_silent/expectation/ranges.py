@@ -6,6 +6,7 @@ give NaN at best. So supports are checked against ranges before an expectation i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_silent.expectation.coercion import constraints_of
 from pyro_silent.expectation.terms import original
+from pyro_silent.looking import Decision
 from pyro_silent.random_tensor import discrete
 from pyro_silent.random_tensor.affine import NoForm
 from pyro_silent.random_tensor.algebra import collapsed
@@ -189,9 +191,11 @@ def _times(x: Interval, y: Interval) -> Interval:
 @_register("reciprocal")
 def _reciprocal(x: Any) -> Interval:
     low, high = interval_of(x)
-    if not bool(((low >= 0) | (high <= 0)).all()):
-        return _everything(low)
-    return 1 / high, 1 / low
+    one_sided = (low >= 0) | (high <= 0)
+    # the end that is 0 is met from inside
+    least = torch.where(one_sided, torch.where(high == 0, -math.inf, 1 / high), -math.inf)
+    most = torch.where(one_sided, torch.where(low == 0, math.inf, 1 / low), math.inf)
+    return least, most
 
 
 @_register("div", "divide", "true_divide", "__truediv__")
@@ -210,42 +214,77 @@ def _pow(x: Any, exponent: Any) -> Interval:
     low, high = interval_of(x)
     if isinstance(exponent, (int, float)) and exponent % 2 == 0 and exponent > 0:
         return _nonnegative(x)
-    if bool((low >= 0).all()):
-        if not isinstance(exponent, RandomTensor):
-            ends = torch.stack(torch.broadcast_tensors(low**exponent, high**exponent))
-            return ends.amin(0), ends.amax(0)
-        return torch.zeros_like(low), torch.full_like(low, math.inf)
-    return _everything(low)
+    positive = low >= 0
+    if isinstance(exponent, RandomTensor):
+        return torch.zeros_like(low).masked_fill(~positive, -math.inf), torch.full_like(
+            low, math.inf
+        )
+    ends = torch.stack(torch.broadcast_tensors(low**exponent, high**exponent))
+    least = torch.where(positive, ends.amin(0), -math.inf)
+    return least, torch.where(positive, ends.amax(0), math.inf)
 
 
-def _is_sum_of_exponentials(value: Tensor) -> bool:
-    """Whether a random tensor multiplies out to exponentials and constants that are not negative."""
+def _weights_of_exponentials(value: Tensor) -> list[Tensor | float] | None:
+    """The coefficients of a random tensor that multiplies out to exponentials and constants."""
     if not isinstance(value, RandomTensor):
-        return False
+        return None
     try:
         products = collapsed(read(value)).products
     except (NotPointwise, NoForm):
+        return None
+    if all(product.is_exponential or product.is_constant for product in products):
+        return [product.coefficient for product in products]
+    return None
+
+
+def _by_interval(value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
+    above, below, _ = _bounded(value, lower, upper)
+    return above & below
+
+
+def _by_exponentials(value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor | bool:
+    """Whether exponentials whose weights are not negative stay above something negative."""
+    weights = _weights_of_exponentials(value)
+    if weights is None or not all(w >= 0 for w in weights if not isinstance(w, Tensor)):
         return False
-    return all(
-        (product.is_exponential or product.is_constant)
-        and bool((torch.as_tensor(product.coefficient) >= 0).all())
-        for product in products
-    )
+    _, below, floor = _bounded(value, lower, upper)
+    signs = [(weight >= 0).all() for weight in weights if isinstance(weight, Tensor)]
+    return functools.reduce(torch.logical_and, signs, below & (floor <= 0).all())
 
 
-def within(value: Tensor, lower: Tensor | float, upper: Tensor | float) -> bool:
-    """Whether a random tensor is known to stay between two others, random or plain."""
+def _bounded(
+    value: Tensor, lower: Tensor | float, upper: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether it stays above the one, whether below the other, and the highest of the lower bounds."""
     low, high = interval_of(value)
     floor, ceiling = interval_of(lower)[1], interval_of(upper)[0]
     # rounding of a + (b - a) s may pass b by a few units in the last place
     slack = 4 * torch.finfo(_float(value)).eps
     slack_low = slack * floor.abs().nan_to_num(posinf=0.0)
     slack_high = slack * ceiling.abs().nan_to_num(posinf=0.0)
-    if not bool((high <= ceiling + slack_high).all()):
-        return False
-    if bool((low >= floor - slack_low).all()):
-        return True
-    return bool((floor <= 0).all()) and _is_sum_of_exponentials(value)
+    return (low >= floor - slack_low).all(), (high <= ceiling + slack_high).all(), floor
+
+
+_WAYS = {"interval": _by_interval, "exponentials": _by_exponentials}
+
+
+def within(
+    value: Tensor, lower: Tensor | float, upper: Tensor | float, *, trusted: bool = True
+) -> bool:
+    """Whether a random tensor is known to stay between two others, random or plain.
+
+    :param trusted: the answer where values cannot be looked at and never were.
+    """
+    decision = Decision("range", value)
+    if decision.looks:
+        answer = next((way for way in _WAYS if bool(_WAYS[way](value, lower, upper))), "")
+        decision.keep(answer)
+    else:
+        unseen = "interval" if trusted else ""
+        answer = unseen if decision.answer is None else decision.answer
+        if answer and decision.can_be_verified:
+            decision.verify(_WAYS[answer](value, lower, upper))
+    return bool(answer)
 
 
 def _half_line(constraint: Any) -> bool:

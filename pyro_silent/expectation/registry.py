@@ -13,9 +13,9 @@ from torch.distributions import Distribution
 from pyro_silent.errors import ConfigurationError, IntractableError, LeakError
 from pyro_silent.expectation.coercion import constraints_of
 from pyro_silent.expectation.moments import mean_of, refusal
-from pyro_silent.expectation.quadrature import can_look
 from pyro_silent.expectation.ranges import out_of_range
 from pyro_silent.expectation.substitution import by_substitution, is_scalar_family
+from pyro_silent.looking import is_free
 from pyro_silent.random_tensor.program import latents_of, random_tensors
 from pyro_silent.random_tensor.shapes import sum_rightmost
 from pyro_silent.random_tensor.tensor import RandomTensor
@@ -122,7 +122,7 @@ def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
         -2.8620858192443848
     """
     result = expectation_of(distribution, value, 0)
-    if result.device.type == "cpu" and can_look(result) and bool(result.isnan().any()):
+    if is_free(result) and bool(result.isnan().any()):
         raise no_closed_form(
             distribution, value, "it overflows: a standard deviation is too large for this dtype"
         )

@@ -106,7 +106,7 @@ def log_jacobian(transform: Any, x: Tensor, y: Tensor) -> Tensor:
         return _sum_of(inner, transform.reinterpreted_batch_ndims)
     if isinstance(transform, tt.AffineTransform) and isinstance(transform.scale, RandomTensor):
         scale = transform.scale
-        size = log_of(scale) if within(scale, 0.0, math.inf) else scale.abs().log()
+        size = log_of(scale) if within(scale, 0.0, math.inf, trusted=False) else scale.abs().log()
         shape = torch.broadcast_shapes(x.shape, scale.shape)
         return _sum_of(size.expand(shape), transform.event_dim)
     if isinstance(transform, tt.PowerTransform):
