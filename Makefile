@@ -4,7 +4,8 @@
 #   make demo SMOKE=1    the same in seconds, tiny, to see that it runs
 #   make test            format, lint, types, doctests, tests
 #   make lint            format, lint, types
-#   make bench           the speed and memory benchmarks
+#   make bench           the speed and memory benchmarks; report in results/benchmarks.md
+#   make bench SMOKE=1   the same in a minute, tiny, judging no target; PEERS=1 adds the other libraries
 #   make clean           remove the environment, caches and results
 #
 # PYTHON=python3.12 chooses the interpreter (3.10 or newer), ARGS="..." is passed on to the program.
@@ -15,7 +16,6 @@ ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-BENCHMARKS := $(sort $(wildcard examples/benchmarks/*.py))
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -32,11 +32,8 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.examples-installed
-	@status=0; for script in $(BENCHMARKS); do \
-	    echo "== $$script"; \
-	    OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(SMOKE),--smoke-test) $(ARGS) || status=1; \
-	done; exit $$status
+bench: $(VENV)/.examples-installed $(if $(PEERS),$(VENV)/.peers-installed)
+	$(BIN)/python examples/benchmarks/harness/suite.py $(if $(SMOKE),--smoke-test) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -53,6 +50,10 @@ $(VENV)/.torch-installed: constraints.txt | $(BIN)/python
 
 $(VENV)/.examples-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed
 	$(PIP) -e ".[examples]"
+	@touch $@
+
+$(VENV)/.peers-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed
+	$(PIP) -e ".[examples,peers]"
 	@touch $@
 
 $(VENV)/.test-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed

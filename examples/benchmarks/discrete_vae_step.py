@@ -4,11 +4,13 @@ The code is 80 variables of 8 categories, or 240 binary ones; a step is one of S
 1/2. Claims: a step under ``GumbelRaoELBO`` with 100 conditional draws costs at most 1.5 times one under
 ``StraightThroughELBO`` with straight-through Gumbel-softmax (ST-GS); the latter is no slower than ST-GS
 in Pyro, whose guide draws from ``RelaxedOneHotCategoricalStraightThrough``, and than ST-GS in
-``storchastic``, both there in a loop of plain torch with its Adam and without validation; the exact
-expectation for binary variables costs no more than 100 draws.
+``storchastic``, both there in a loop of plain torch with its Adam and without validation; ReinMax is no
+slower than that of the package ``reinmax``, both by hand; the exact expectation for binary variables costs
+no more than 100 draws. ``relaxit`` is there for information: its step takes a sample of the KL divergence
+where ours takes all of it.
 
 Steps written by hand in plain PyTorch, on the same estimators and on ``torch.nn.functional``, are the
-floor. ``storchastic`` is measured where it is installed (``pip install storchastic``).
+floor. The peers are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -29,17 +31,25 @@ from harness.discrete_models import (
     by_hand_step,
     estimator_sample,
     not_validated,
-    storchastic_installed,
     storchastic_step,
     torch_sample,
 )
+from harness.discrete_peers import (
+    RelaxitVAE,
+    reinmax_sample,
+    relaxit_binary_sample,
+    relaxit_step,
+)
 from harness.measure import median_times, paired_ratio, time_in_turn
 from harness.models import LEARNING_RATE, svi_step
+from harness.peers import installed, not_installed
 from harness.report import Target, benchmark_parser, finish, table
 from pyro_silent import (
     GumbelRao,
     GumbelRaoELBO,
+    ReinMax,
     RelaxedELBO,
+    StraightThrough,
     StraightThroughELBO,
     StraightThroughGumbelSoftmax,
 )
@@ -54,6 +64,13 @@ EXACT = GUMBEL_RAO.format("exact")
 RELAXED = "RelaxedELBO"
 PYRO = "ST-GS, Pyro's own"
 STORCHASTIC = "ST-GS, storchastic"
+UNCHECKED = "ST-GS, not validated"
+RELAXIT = "ST-GS, relaxit"
+RELAXIT_BY_HAND = "by hand, straight-through, relaxit"
+STRAIGHT_THROUGH_BY_HAND = "by hand, straight-through"
+REINMAX = "by hand, reinmax"
+REINMAX_BY_HAND = "by hand, ReinMax"
+PEERS = ("storchastic", "relaxit", "reinmax")
 TORCH_BY_HAND = "by hand, F.gumbel_softmax"
 BY_HAND = "by hand, {}"
 
@@ -97,11 +114,45 @@ def contenders(sizes: DiscreteSizes) -> dict[str, Step]:
         steps[TORCH_BY_HAND] = by_hand_step(
             DiscreteVAE(TORCH_BY_HAND, sizes), torch_sample(TEMPERATURE)
         )
-        if storchastic_installed():
-            steps[STORCHASTIC] = storchastic_step(DiscreteVAE(STORCHASTIC, sizes), TEMPERATURE)
-            vae = DiscreteVAE(TORCH_LOOP, sizes)
-            steps[TORCH_LOOP] = not_validated(torch_loop_step(vae, StraightThroughELBO(plain)))
+    return steps | peers(sizes, plain)
+
+
+def peers(sizes: DiscreteSizes, plain: StraightThroughGumbelSoftmax) -> dict[str, Step]:
+    """Return the steps of the peers that are installed, each with the one of ours that matches it."""
+    steps: dict[str, Step] = {}
+
+    def by_hand(name: str, sample: Callable[[Tensor], Tensor]) -> None:
+        steps[name] = by_hand_step(DiscreteVAE(name, sizes), sample)
+
+    if sizes.arity == 2:
+        if installed("relaxit"):
+            by_hand(RELAXIT_BY_HAND, relaxit_binary_sample())
+            by_hand(STRAIGHT_THROUGH_BY_HAND, StraightThrough().bernoulli)
+        return steps
+    loss = StraightThroughELBO(plain)
+    if installed("storchastic"):
+        steps[STORCHASTIC] = storchastic_step(DiscreteVAE(STORCHASTIC, sizes), TEMPERATURE)
+        vae = DiscreteVAE(TORCH_LOOP, sizes)
+        steps[TORCH_LOOP] = not_validated(torch_loop_step(vae, loss))
+    if installed("relaxit"):
+        steps[RELAXIT] = relaxit_step(RelaxitVAE(RELAXIT, sizes, TEMPERATURE))
+        steps[UNCHECKED] = not_validated(svi_step(DiscreteVAE(UNCHECKED, sizes), loss))
+    if installed("reinmax"):
+        by_hand(REINMAX, reinmax_sample(1.0))
+        by_hand(REINMAX_BY_HAND, ReinMax(1.0).one_hot)
     return steps
+
+
+def compared(sizes: DiscreteSizes) -> list[tuple[str, str, float]]:
+    """Return pairs of steps with the most that their ratio may be."""
+    if sizes.arity == 2:
+        return [(EXACT, GUMBEL_RAO.format(100), NO_SLOWER)]
+    return [
+        (GUMBEL_RAO.format(100), ST_GS, 1.5),
+        (ST_GS, PYRO, NO_SLOWER),
+        (TORCH_LOOP, STORCHASTIC, NO_SLOWER),
+        (REINMAX_BY_HAND, REINMAX, NO_SLOWER),
+    ]
 
 
 def main() -> int:
@@ -116,8 +167,9 @@ def main() -> int:
         codes = {n: DiscreteSizes(40, 20, num_latents=6, arity=n) for n in codes}
     torch.set_num_threads(1)
     pyro.set_rng_seed(arguments.seed)
-    if not storchastic_installed():
-        print(f"{STORCHASTIC}: not installed, not measured")
+    for peer in PEERS:
+        if not installed(peer):
+            print(not_installed(peer))
 
     figures: dict[str, object] = {}
     targets = []
@@ -147,16 +199,12 @@ def main() -> int:
                 "milliseconds": {name: 1e3 * value for name, value in medians.items()},
                 "ratio_to_st_gs": {name: ratio._asdict() for name, ratio in ratios.items()},
             }
-            if sizes.arity == 2:
-                compared = [(EXACT, GUMBEL_RAO.format(100), NO_SLOWER)]
-            else:
-                compared = [(GUMBEL_RAO.format(100), ST_GS, 1.5), (ST_GS, PYRO, NO_SLOWER)]
-                compared += [(TORCH_LOOP, STORCHASTIC, NO_SLOWER)] if STORCHASTIC in times else []
             targets += [
                 Target(
                     f"{name} / {other}, {setting}", paired_ratio(times, name, other).median, limit
                 )
-                for name, other, limit in compared
+                for name, other, limit in compared(sizes)
+                if other in times
             ]
     return finish(arguments, figures, targets)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -134,11 +133,6 @@ def estimator_sample(estimator: Estimator, sizes: DiscreteSizes) -> Callable[[Te
 def torch_sample(temperature: float) -> Callable[[Tensor], Tensor]:
     """Return torch's own straight-through Gumbel-softmax."""
     return lambda logits: gumbel_softmax(logits, temperature, hard=True)
-
-
-def storchastic_installed() -> bool:
-    """Whether the package ``storchastic`` and what it needs can be found."""
-    return all(importlib.util.find_spec(name) is not None for name in ("storch", "entmax"))
 
 
 def not_validated(step: Callable[[Tensor], float]) -> Callable[[Tensor], float]:
