@@ -1,5 +1,6 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
+from pyro_silent.capture import CompiledSVI
 from pyro_silent.diagnostics import (
     Comparison,
     Explanation,
@@ -19,6 +20,8 @@ from pyro_silent.elbo import (
     StraightThroughELBO,
 )
 from pyro_silent.errors import (
+    CaptureError,
+    CaptureWarning,
     ConfigurationError,
     IntractableError,
     LeakError,
@@ -50,7 +53,10 @@ from pyro_silent.schedules import Constant, Cosine, Exponential, Linear
 
 __all__ = [
     "AnnealedELBO",
+    "CaptureError",
+    "CaptureWarning",
     "Comparison",
+    "CompiledSVI",
     "ConfigurationError",
     "Constant",
     "Cosine",

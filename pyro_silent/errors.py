@@ -12,6 +12,8 @@ import pyro
 import torch
 
 __all__ = [
+    "CaptureError",
+    "CaptureWarning",
     "ConfigurationError",
     "IntractableError",
     "LeakError",
@@ -67,8 +69,16 @@ class LeakError(PyroSilentError):
         self.latents = latents
 
 
+class CaptureError(PyroSilentError):
+    """A training step cannot be captured as a graph of plain tensors; the message says why."""
+
+
 class ConfigurationError(PyroSilentError, ValueError):
     """An argument has a value that makes no sense; the message says what came and what is expected."""
+
+
+class CaptureWarning(UserWarning):
+    """Steps run as they do under ``pyro.infer.SVI``, or uncompiled, since something prevents more."""
 
 
 class SampledSiteWarning(UserWarning):

@@ -1,0 +1,5 @@
+"""Captured steps: a training step as one compiled graph of plain tensors."""
+
+from pyro_silent.capture.compiled_svi import CompiledSVI
+
+__all__ = ["CompiledSVI"]

@@ -1,0 +1,93 @@
+"""Making a traced graph run fast: compiled where there is a compiler, as a CUDA graph on a GPU."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, fx
+
+from pyro_silent.errors import CaptureWarning, ConfigurationError
+
+Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
+
+BACKENDS = ("inductor", "eager")
+
+
+def check_backend(backend: str) -> None:
+    """Refuse an unknown backend.
+
+    :raises ConfigurationError: naming those there are.
+    """
+    if backend not in BACKENDS:
+        raise ConfigurationError(
+            f'backend: got {backend!r}, expected "inductor" (compile the graph) or "eager" (run its '
+            "operators one by one)."
+        )
+
+
+def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tuple[Run, float]:
+    """A function that runs the graph, and the seconds it took to compile.
+
+    Random operators keep torch's own generators, so that a graph draws what the program would draw.
+    Without a working compiler the graph runs uncompiled, with a warning.
+    """
+    started = time.perf_counter()
+    if backend == "inductor":
+        try:
+            return _compiled(module, examples), time.perf_counter() - started
+        except Exception as error:  # of the compiler, its toolchain or its cache: many types
+            warnings.warn(
+                f"the captured graph runs uncompiled, since compiling it failed: {_first_line(error)}. "
+                'Write backend="eager" to ask for that.',
+                CaptureWarning,
+                stacklevel=2,
+            )
+    return _interpreted(module), time.perf_counter() - started
+
+
+def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
+    import torch._inductor  # takes a second to import
+
+    with torch.no_grad():
+        function: Any = torch._inductor.compile(
+            module, [*examples], options={"fallback_random": True}
+        )
+
+    def run(inputs: list[Tensor]) -> Sequence[Tensor]:
+        return function(*inputs)
+
+    if examples and examples[0].is_cuda:
+        return _CudaGraph(run, examples)
+    return run
+
+
+def _interpreted(module: fx.GraphModule) -> Run:
+    return lambda inputs: module(*inputs)
+
+
+class _CudaGraph:
+    """A run recorded as a CUDA graph: its kernels are launched together.
+
+    The graph reads fixed addresses: inputs that rest where they were (parameters, optimizer state) are
+    read there, others are copied to where the recorded ones lay.
+    """
+
+    def __init__(self, run: Run, examples: list[Tensor]) -> None:
+        self._run = run
+        self._graph: Any = None
+        self._inputs: list[Tensor] = []
+
+    def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
+        return self._run(inputs)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+logging.getLogger("torch._inductor").addHandler(logging.NullHandler())

@@ -1,0 +1,151 @@
+"""The inputs of a captured graph, read anew in each step from whoever keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_silent.capture.arguments import Arguments, kind_of
+from pyro_silent.capture.graph import Graph
+from pyro_silent.capture.surroundings import Slot
+
+
+class Stale(Exception):
+    """The graph does not fit any more; the text says what changed."""
+
+
+def named(arguments: Arguments, slots: Sequence[Slot]) -> dict[str, Tensor]:
+    """Every tensor once, by a name: arguments first, then by the first place a tensor is kept in."""
+    tensors = {f"argument {i}": tensor for i, tensor in enumerate(arguments.tensors)}
+    known = {id(tensor) for tensor in tensors.values()}
+    for slot in slots:
+        if isinstance(slot.value, Tensor) and id(slot.value) not in known:
+            known.add(id(slot.value))
+            label = slot.label
+            while label in tensors:
+                label += "'"
+            tensors[label] = slot.value
+    return tensors
+
+
+class _Fixed(NamedTuple):
+    """An input whose values decided the structure: what they were."""
+
+    position: int
+    copy: Tensor
+
+
+class Inputs:
+    """Where the tensors of one graph are, and what was taken for granted of them.
+
+    :param tensors: all that the step can reach, by name; see :func:`named`.
+    :param arguments: names of the arguments among them, in the order of :class:`Arguments`.
+    :param slots: the places of all others; a tensor may have several, which agree.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: dict[str, Tensor],
+        arguments: Sequence[str],
+        slots: Sequence[Slot],
+    ) -> None:
+        self._names = graph.inputs
+        self.tensors = [tensors[name] for name in graph.inputs]
+        position = {name: i for i, name in enumerate(graph.inputs)}
+        self._arguments = [
+            (position[name], i) for i, name in enumerate(arguments) if name in position
+        ]
+        self._slots = list(slots)
+        of_arguments = {id(tensors[name]) for name in arguments}
+        # An argument that is kept elsewhere as well has to be that very tensor again.
+        kept = {id(slot.value) for slot in slots}
+        self._shared = [(i, tensors[n]) for i, n in enumerate(arguments) if id(tensors[n]) in kept]
+        self._resting = [i for i, t in enumerate(self.tensors) if id(t) not in of_arguments]
+        self._kinds = [kind_of(tensor) for tensor in self.tensors]
+        self._looks = self._look()
+        # Arguments, and tensors no operator read, have their structural values compared as well.
+        self._fixed = [
+            _Fixed(i, self.tensors[i].detach().clone())
+            for i, name in enumerate(graph.inputs)
+            if name in graph.structural
+        ]
+        self._last = [
+            (self.tensors[f.position], self.tensors[f.position]._version) for f in self._fixed
+        ]
+
+    def now(self, arguments: Arguments) -> list[Tensor]:
+        """The inputs of this step.
+
+        :raises Stale: where one is of another kind, or has other values though they decide the structure.
+        """
+        for i, tensor in self._shared:
+            if arguments.tensors[i] is not tensor:
+                raise Stale(f"argument {i}")
+        for read, key, value, label in self._slots:
+            try:
+                now = read(key)
+            except (LookupError, AttributeError, ValueError):
+                raise Stale(label) from None
+            if now is not value:
+                self._rebind()
+                break
+        tensors = self.tensors
+        for tensor, pointer, trained in self._looks:
+            if tensor.data_ptr() != pointer or tensor.requires_grad is not trained:
+                self._check_kinds()
+                break
+        for i, j in self._arguments:
+            tensors[i] = arguments.tensors[j]
+        if self._fixed:
+            self._check_fixed()
+        return tensors
+
+    def _look(self) -> list[tuple[Tensor, int, bool]]:
+        tensors = [self.tensors[i] for i in self._resting]
+        return [(tensor, tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
+
+    def _rebind(self) -> None:
+        """Take the tensors that stand in the places of others now."""
+        replaced: dict[int, Tensor] = {}
+        slots = []
+        for slot in self._slots:
+            try:
+                now = slot.read(slot.key)
+            except (LookupError, AttributeError, ValueError):
+                raise Stale(slot.label) from None
+            old = slot.value
+            if not isinstance(old, Tensor):
+                if now is not old:
+                    raise Stale(slot.label)
+                slots.append(slot)
+                continue
+            if replaced.setdefault(id(old), now) is not now or type(now) is not type(old):
+                raise Stale(slot.label)
+            if now is not old and kind_of(now) != kind_of(old):
+                raise Stale(slot.label)
+            slots.append(slot._replace(value=now))
+        if len({id(tensor) for tensor in replaced.values()}) < len(replaced):
+            raise Stale("two tensors that have become one")
+        self.tensors = [replaced.get(id(tensor), tensor) for tensor in self.tensors]
+        self._slots = slots
+        self._looks = self._look()
+
+    def _check_kinds(self) -> None:
+        for i in self._resting:
+            if kind_of(self.tensors[i]) != self._kinds[i]:
+                raise Stale(self._names[i])
+        self._looks = self._look()
+
+    def _check_fixed(self) -> None:
+        for n, (position, copy) in enumerate(self._fixed):
+            tensor = self.tensors[position]
+            last, version = self._last[n]
+            if tensor is last and tensor._version == version:
+                continue
+            if not torch.equal(tensor, copy):
+                raise Stale(f"the values of {self._names[position]}")
+            self._last[n] = (tensor, tensor._version)

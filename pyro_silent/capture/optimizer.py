@@ -1,0 +1,137 @@
+"""The optimizers of Pyro's param store as parts of a graph."""
+
+from __future__ import annotations
+
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.optim import is_scheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.updates import Update, settings_of, update_of
+from pyro_silent.errors import CaptureError
+
+
+class Updates:
+    """One optimizer for each parameter, as Pyro makes them, and the numbers they need in each step.
+
+    :param parameters: by name.
+    :ivar numbers: an input of the graph: learning rates and the like, as of this step.
+    """
+
+    def __init__(self, optim: PyroOptim, parameters: dict[str, Tensor]) -> None:
+        self._optim = optim
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._optimizers = [optimizer_of(optim, p) for p in self._parameters]
+        self._rules = [_rule(optimizer) for optimizer in self._optimizers]
+        self._groups = [optimizer.param_groups[0] for optimizer in self._optimizers]
+        self._settings = [settings_of(group) for group in self._groups]
+        self._states = [o.state[p] for o, p in zip(self._optimizers, self._parameters)]
+        self._counts = [
+            (rule.before, group, state)
+            for rule, group, state in zip(self._rules, self._groups, self._states)
+            if rule.before is not None
+        ]
+        for parameter, state in zip(self._parameters, self._states):
+            step = state.get("step")
+            if isinstance(step, Tensor) and step.device != parameter.device:
+                state["step"] = step.to(parameter.device)  # torch's Adam keeps it on the CPU
+        self._values = self._values_now()
+        device = self._parameters[0].device if self._parameters else None
+        self.numbers = torch.tensor(self._values, dtype=torch.float64, device=device)
+
+    @staticmethod
+    def possible(optim: PyroOptim, parameters: dict[str, Tensor]) -> bool:
+        """Whether every parameter's optimizer has a rule and nothing beside it."""
+        return type(optim).__call__ is PyroOptim.__call__ and all(
+            parameter in optim.optim_objs
+            and not parameter.is_complex()
+            and update_of(optimizer_of(optim, parameter)) is not None
+            for parameter in parameters.values()
+        )
+
+    def count(self) -> None:
+        """What the optimizers do with plain numbers before an update."""
+        for count, group, state in self._counts:
+            count(group, state)
+
+    def fill(self) -> None:
+        """Bring the numbers up to date."""
+        values = self._values_now()
+        if values != self._values:
+            self._values = values
+            self.numbers.copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True)
+
+    def _values_now(self) -> list[float]:
+        return [
+            value
+            for rule, group, state in zip(self._rules, self._groups, self._states)
+            for value in rule.numbers(group, state)
+        ]
+
+    def apply(self) -> None:
+        """Update every parameter by its gradient; part of the graph.
+
+        A parameter whose gradient was zeroed after earlier steps has gone on by its momentum.
+        """
+        start = 0
+        for parameter, rule, group, state in zip(
+            self._parameters, self._rules, self._groups, self._states
+        ):
+            end = start + len(rule.numbers(group, state))
+            gradient = parameter.grad
+            if gradient is None:
+                gradient = torch.zeros_like(parameter)
+            clipped = _clip(gradient, **self._optim._get_grad_clip_args(parameter))
+            rule.apply(parameter, clipped, state, group, self.numbers[start:end])
+            start = end
+
+    def changed(self) -> bool:
+        """Whether a setting other than the learning rate has another value now."""
+        for group, settings in zip(self._groups, self._settings):
+            if settings_of(group) != settings:
+                return True
+        return False
+
+    def slots(self) -> list[Slot]:
+        """The places of the optimizers' objects and of the tensors of their states."""
+        slots = [Slot(self.__getattribute__, "numbers", self.numbers, "the optimizers' numbers")]
+        for name, parameter, optimizer, state in zip(
+            self._names, self._parameters, self._optimizers, self._states
+        ):
+            label = f"the optimizer of {name!r}"
+            objects = self._optim.optim_objs
+            slots.append(Slot(objects.get, parameter, objects[parameter], label))
+            slots.append(Slot(optimizer.__getattribute__, "state", optimizer.state, label))
+            slots.append(Slot(optimizer.state.get, parameter, state, label))
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    slots.append(Slot(state.get, key, value, f"{key} of {name!r}"))
+        return slots
+
+
+def optimizer_of(optim: PyroOptim, parameter: Tensor) -> Optimizer:
+    """The optimizer of one parameter, without its scheduler."""
+    optimizer = optim.optim_objs[parameter]
+    return optimizer.optimizer if is_scheduler(optimizer) else optimizer
+
+
+def _rule(optimizer: Optimizer) -> Update:
+    rule = update_of(optimizer)
+    if rule is None:
+        raise CaptureError(f"there is no rule for {optimizer!r} as part of a graph")
+    return rule
+
+
+def _clip(
+    gradient: Tensor, clip_norm: float | None = None, clip_value: float | None = None
+) -> Tensor:
+    """Pyro's clipping of one parameter's gradient."""
+    if clip_norm is not None:
+        norm = torch.linalg.vector_norm(gradient)
+        gradient = gradient * (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    if clip_value is not None:
+        gradient = gradient.clamp(-clip_value, clip_value)
+    return gradient

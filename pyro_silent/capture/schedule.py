@@ -1,0 +1,56 @@
+"""Numbers that a loss takes from its schedules: constants of a graph as long as they rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro_silent.capture.surroundings import Slot
+from pyro_silent.elbo import AnnealedELBO
+
+
+def schedule_slots(loss: Any) -> list[Slot]:
+    """Where the weight and the temperatures of the next step can be read."""
+    slots = []
+    if isinstance(loss, AnnealedELBO):
+        slots.append(Slot(_weight, loss, loss.weight, "the weight of the schedule"))
+    for part in parts_of(loss):
+        if getattr(part, "estimator", None) is not None:
+            key = (part.estimator, loss)
+            slots.append(Slot(_temperature, key, _temperature(key), "the temperature schedule"))
+    return slots
+
+
+def parts_of(loss: Any) -> list[Any]:
+    """A loss and those it is made of."""
+    parts = [getattr(loss, name, None) for name in ("silent", "stochastic")]
+    return [loss, *(part for part in parts if part is not None)]
+
+
+def count_step(loss: Any) -> None:
+    """One more step for the schedules of a loss."""
+    if hasattr(loss, "num_steps"):
+        loss.num_steps += 1
+
+
+@contextmanager
+def uncounted(loss: Any) -> Iterator[None]:
+    """Inside, runs of a loss count no steps and leave no memory in it."""
+    kept = [(part, dict(vars(part))) for part in parts_of(loss) if hasattr(part, "__dict__")]
+    try:
+        yield
+    finally:
+        for part, attributes in kept:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+def _weight(loss: AnnealedELBO) -> float:
+    return loss.weight
+
+
+def _temperature(key: tuple[Any, Any]) -> float | None:
+    estimator, loss = key
+    temperature: float | None = estimator.temperature_at(loss.num_steps)
+    return temperature

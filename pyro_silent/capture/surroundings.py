@@ -1,0 +1,311 @@
+"""What a program reads besides its arguments: Python values, and tensors, each where it is kept."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.nn.module import _Context
+from pyro.params.param_store import ParamStoreDict
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from pyro_silent.errors import CaptureError
+
+
+class Slot(NamedTuple):
+    """A place that holds a value: ``read(key)`` finds it there."""
+
+    read: Callable[[Any], Any]
+    key: Any
+    value: Any
+    label: str
+
+
+class Surroundings(NamedTuple):
+    """Everything that a set of programs can reach.
+
+    :ivar guards: places of Python values; another value there may mean another graph.
+    :ivar tensors: places of tensors; another tensor of the same kind there is another input.
+    :ivar contents: arrays and long lists with copies of what they held.
+    """
+
+    guards: tuple[Slot, ...]
+    tensors: tuple[Slot, ...]
+    contents: tuple[tuple[Any, Any, str], ...]
+
+    def changed(self) -> str | None:
+        """The label of a Python value that is no longer what it was; None if there is none."""
+        for read, key, value, label in self.guards:
+            try:
+                now = read(key)
+            except (LookupError, AttributeError, ValueError):
+                return label
+            if now is not value and not _same(now, value):
+                return label
+        for container, copy, label in self.contents:
+            if not _equal(container, copy):
+                return label
+        return None
+
+    def again(self) -> Surroundings:
+        """The same places with the tensors that are there now."""
+        return self._replace(tensors=tuple(s._replace(value=s.read(s.key)) for s in self.tensors))
+
+
+def surroundings(roots: Mapping[str, Any]) -> Surroundings:
+    """Walk from programs and other objects to all that their code can read.
+
+    A function is followed to its closure, its defaults and the globals that its code names; an object to
+    the attributes that some code on the way names; a module of torch to its parameters, buffers,
+    children and settings. Values inside objects without attributes of their own (iterators, files,
+    extension types) cannot be seen.
+
+    :raises CaptureError: if there are too many to look at in each step.
+    """
+    walk = _Walk()
+    for label, root in roots.items():
+        walk.visit(root, label)
+    walk.finish()
+    return Surroundings(
+        tuple(slot for slot in walk.slots if not isinstance(slot.value, Tensor)),
+        tuple(slot for slot in walk.slots if isinstance(slot.value, Tensor)),
+        tuple(walk.contents),
+    )
+
+
+_LIMIT = 20_000
+_LONG = 64  # a list of so many plain values is compared as a whole
+_ATOMS = (
+    int, float, complex, str, bytes, bool, type(None), type(...), range, slice, Enum, np.generic,
+    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
+)  # fmt: skip
+_OPAQUE = (
+    Trace, ParamStoreDict, _Context, torch.Generator, weakref.ref, types.BuiltinFunctionType,
+    types.GeneratorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket,
+)  # fmt: skip
+_LIBRARIES = {"torch", "pyro", "pyro_silent", "numpy", "scipy", *sys.stdlib_module_names}
+_OF_MODULES = {
+    "training",
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+}
+_NOT_OF_MODULES = {
+    "_non_persistent_buffers_set", "_is_full_backward_hook", "_backward_hooks", "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks", "__constants__", "_pyro_name",
+    # of Pyro's autoguides: what they learned from the model once, and plates that each run makes anew
+    "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "_event_dims", "plates",
+}  # fmt: skip
+_COUNTERS = {
+    "num_steps",
+    "_silent_value",
+    "_warned",
+    "_plain",
+}  # of a loss, which change as it runs
+
+
+class _Walk:
+    """One walk: slots in the order they are met, each object once."""
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.contents: list[tuple[Any, Any, str]] = []
+        self._names: set[str] = set()  # that reachable code mentions
+        self._seen: dict[int, Any] = {}  # kept alive, so that no identity is used twice
+        self._by_name: list[tuple[Mapping[str, Any], Callable, str]] = []
+        self._taken: set[tuple[int, str]] = set()
+
+    def finish(self) -> None:
+        """Look for attributes again, until no more code comes into reach."""
+        before = None
+        while before != (before := (len(self._names), len(self.slots), len(self._by_name))):
+            for attributes, read, label in list(self._by_name):
+                for name in self._names & attributes.keys():
+                    self._attribute(attributes, read, name, label)
+
+    def slot(self, read: Callable[[Any], Any], key: Any, label: str) -> None:
+        """A place, and what can be reached through it."""
+        try:
+            value = read(key)
+        except (LookupError, AttributeError, ValueError):
+            return  # an empty closure cell, an attribute never set
+        if len(self.slots) >= _LIMIT:
+            raise CaptureError(
+                f"the programs reach more than {_LIMIT} Python values, the last of them {label}; too "
+                "many to look at in each step. Keep data in tensors, and pass them as arguments."
+            )
+        self.slots.append(Slot(read, key, value, label))
+        self.visit(value, label)
+
+    def visit(self, value: Any, label: str) -> None:
+        """What can be reached through a value."""
+        if isinstance(value, (*_ATOMS, Tensor)) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, _OPAQUE):
+            return
+        for kind, follow in _FOLLOW.items():
+            if isinstance(value, kind):
+                return follow(self, value, label)
+        self._object(value, label)
+
+    def _attribute(self, attributes: Mapping, read: Callable, name: str, label: str) -> None:
+        if (id(attributes), name) not in self._taken:
+            self._taken.add((id(attributes), name))
+            self.slot(read, name, f"{label}.{name}")
+
+    def _function(self, function: types.FunctionType, label: str) -> None:
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or ()):
+            self.slot(cell.__getattribute__, "cell_contents", f"{name!r} in {label}")
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, name):
+                self.slot(function.__getattribute__, name, f"{label}.{name}")
+        if not _is_library(function) or function.__code__.co_filename.startswith("<"):
+            variables = function.__globals__
+            for name in _names(function.__code__):
+                self._names.add(name)
+                if name in variables:
+                    self._attribute(variables, variables.__getitem__, name, "global")
+
+    def _method(self, method: types.MethodType, label: str) -> None:
+        self.visit(method.__self__, f"{label}'s object")
+        self.visit(method.__func__, label)
+
+    def _partial(self, partial: functools.partial, label: str) -> None:
+        for name in ("func", "args", "keywords"):
+            self.slot(partial.__getattribute__, name, f"{label}.{name}")
+
+    def _sequence(self, sequence: Any, label: str) -> None:
+        self.slots.append(Slot(_length, sequence, len(sequence), f"len({label})"))
+        if len(sequence) > _LONG and all(isinstance(item, _ATOMS) for item in sequence):
+            self.contents.append((sequence, list(sequence), label))
+            return
+        for i in range(len(sequence)):
+            self.slot(sequence.__getitem__, i, f"{label}[{i}]")
+
+    def _mapping(self, mapping: Mapping, label: str) -> None:
+        self.slots.append(Slot(_length, mapping, len(mapping), f"len({label})"))
+        for key in list(mapping):
+            self.slot(mapping.__getitem__, key, f"{label}[{key!r}]")
+
+    def _set(self, values: Any, label: str) -> None:
+        self.contents.append((values, set(values), label))
+
+    def _array(self, array: np.ndarray, label: str) -> None:
+        self.contents.append((array, array.copy(), label))
+
+    def _module(self, module: nn.Module, label: str) -> None:
+        attributes = vars(module)
+        own = _OF_MODULES & attributes.keys()
+        if _is_library(type(module)):
+            own = attributes.keys() - _NOT_OF_MODULES
+        else:
+            self._later(module, label)
+        for name in [name for name in attributes if name in own]:
+            if name in _OF_MODULES and name != "training":
+                self._mapping(attributes[name], f"{label}.{name}")
+            else:
+                self._attribute(attributes, attributes.__getitem__, name, label)
+
+    def _python_module(self, module: types.ModuleType, label: str) -> None:
+        if module.__name__.partition(".")[0] not in _LIBRARIES:
+            self._by_name.append((vars(module), vars(module).__getitem__, label))
+
+    def _class(self, cls: type, label: str) -> None:
+        for base in cls.__mro__:
+            if not _is_library(base):
+                attributes = vars(base)
+                self._by_name.append((attributes, attributes.__getitem__, base.__name__))
+                for name, value in attributes.items():
+                    if name.startswith("__") and callable(value):
+                        self.visit(value, f"{base.__name__}.{name}")
+
+    def _property(self, value: Any, label: str) -> None:
+        for name in ("fget", "func", "__func__", "__wrapped__"):
+            function = getattr(value, name, None)
+            if function is not None:
+                self.visit(function, label)
+
+    def _object(self, value: Any, label: str) -> None:
+        attributes = getattr(value, "__dict__", {})
+        if _is_library(type(value)):
+            for name in attributes.keys() - _COUNTERS:
+                self._attribute(attributes, attributes.__getitem__, name, label)
+        else:
+            self._later(value, label)
+
+    def _later(self, value: Any, label: str) -> None:
+        """An object of the user's: what reachable code names, of it and of its class."""
+        self.visit(type(value), type(value).__name__)
+        attributes = getattr(value, "__dict__", {})
+        self._by_name.append((attributes, attributes.__getitem__, label))
+        slots = [name for base in type(value).__mro__ for name in _slots_of(base)]
+        if slots:
+            members = {name: None for name in slots}
+            self._seen[id(members)] = members
+            self._by_name.append((members, functools.partial(getattr, value), label))
+
+
+_FOLLOW: dict[Any, Callable[[_Walk, Any, str], None]] = {
+    types.FunctionType: _Walk._function,
+    types.MethodType: _Walk._method,
+    functools.partial: _Walk._partial,
+    nn.Module: _Walk._module,
+    (list, tuple, deque): _Walk._sequence,
+    (dict, types.MappingProxyType): _Walk._mapping,
+    (set, frozenset): _Walk._set,
+    np.ndarray: _Walk._array,
+    types.ModuleType: _Walk._python_module,
+    type: _Walk._class,
+    (property, staticmethod, classmethod, functools.cached_property): _Walk._property,
+}
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names of globals and attributes in a code object and in those nested in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _is_library(item: Any) -> bool:
+    return (getattr(item, "__module__", None) or "").partition(".")[0] in _LIBRARIES
+
+
+def _slots_of(cls: type) -> tuple[str, ...]:
+    slots = vars(cls).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _length(container: Any) -> int:
+    return len(container)
+
+
+def _same(now: Any, value: Any) -> bool:
+    """Whether another object is the same value."""
+    if type(now) is not type(value):
+        return False
+    if isinstance(value, types.MethodType):
+        return now.__func__ is value.__func__ and now.__self__ is value.__self__
+    return isinstance(value, _ATOMS) and bool(now == value)
+
+
+def _equal(container: Any, copy: Any) -> bool:
+    if isinstance(copy, np.ndarray):
+        return np.array_equal(container, copy, equal_nan=copy.dtype.kind in "fc")
+    return len(container) == len(copy) and type(copy)(container) == copy

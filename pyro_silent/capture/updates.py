@@ -1,0 +1,120 @@
+"""What an optimizer does to one parameter, as operators on plain tensors: a table by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor
+from torch.optim import Optimizer
+
+Apply = Callable[[Tensor, Tensor, dict, dict, Tensor], None]
+
+
+class Update(NamedTuple):
+    r"""An optimizer's rule for one parameter.
+
+    :ivar numbers: the plain numbers that the graph needs, as they are in this step.
+    :ivar apply: the update in the graph: ``apply(parameter, gradient, state, group, numbers)`` writes to
+        the parameter and to the tensors of its state. Every other setting of the group is a constant.
+    :ivar before: what the optimizer does with plain numbers before each update, outside of the graph.
+    """
+
+    numbers: Callable[[dict, dict], tuple[float, ...]]
+    apply: Apply
+    before: Callable[[dict, dict], None] | None = None
+
+
+def update_of(optimizer: Optimizer) -> Update | None:
+    """The rule of an optimizer's class, if it has one for these settings; not of subclasses."""
+    rule = _RULES.get(type(optimizer))
+    if rule is None or len(optimizer.param_groups) != 1:
+        return None
+    group = optimizer.param_groups[0]
+    if list(group)[:2] != ["params", "lr"] or len(group["params"]) != 1:
+        return None
+    if any(isinstance(value, Tensor) for value in group.values()):
+        return None
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return None if any(hooks) else rule
+
+
+def settings_of(group: dict) -> list:
+    """The settings of a parameter group that are constants of a graph: all but the learning rate."""
+    return list(group.values())[2:]
+
+
+def _learning_rate(group: dict, state: dict) -> tuple[float, ...]:
+    return (group["lr"],)
+
+
+def _learning_rate_and_step(group: dict, state: dict) -> tuple[float, ...]:
+    return group["lr"], float(state["step"])
+
+
+def _decay(group: dict, state: dict) -> None:
+    group["lr"] *= group["lrd"]
+    state["step"] += 1
+
+
+def _adam(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor) -> None:
+    if group.get("maximize"):
+        gradient = -gradient
+    if group["weight_decay"]:
+        if group.get("decoupled_weight_decay"):
+            parameter.mul_((1 - numbers[0] * group["weight_decay"]).to(parameter.dtype))
+        else:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+    state["step"].add_(1)
+    step = state["step"].to(numbers.dtype)
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    beta1, beta2 = group["betas"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    if group["amsgrad"]:
+        largest = state["max_exp_avg_sq"]
+        largest.copy_(torch.maximum(largest, second))
+        second = largest
+    size = numbers[0] / (1 - beta1**step)
+    spread = second.sqrt() / (1 - beta2**step).sqrt() + group["eps"]
+    parameter.sub_((size * (first / spread)).to(parameter.dtype))
+
+
+def _clipped_adam(
+    parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor
+) -> None:
+    gradient = gradient.clamp(-group["clip_norm"], group["clip_norm"])
+    if group["weight_decay"] != 0:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"])
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    beta1, beta2 = group["betas"]
+    first.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    deviation = gradient - first if group["centered_variance"] else gradient
+    second.mul_(beta2).addcmul_(deviation, deviation, value=1 - beta2)
+    rate, step = numbers[0], numbers[1]
+    size = rate * (1 - beta2**step).sqrt() / (1 - beta1**step)
+    parameter.sub_((size * (first / (second.sqrt() + group["eps"]))).to(parameter.dtype))
+
+
+def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor) -> None:
+    if group["maximize"]:
+        gradient = -gradient
+    if group["weight_decay"] != 0:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"])
+    if group["momentum"] != 0:
+        momentum = state["momentum_buffer"]
+        momentum.mul_(group["momentum"]).add_(gradient, alpha=1 - group["dampening"])
+        gradient = (
+            gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+        )
+    parameter.sub_((numbers[0] * gradient).to(parameter.dtype))
+
+
+_RULES: dict[Any, Update] = {
+    torch.optim.Adam: Update(_learning_rate, _adam),
+    torch.optim.AdamW: Update(_learning_rate, _adam),
+    torch.optim.SGD: Update(_learning_rate, _sgd),
+    ClippedAdam: Update(_learning_rate_and_step, _clipped_adam, _decay),
+}
