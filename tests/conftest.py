@@ -1,15 +1,24 @@
-"""Every test starts alike: seeded, an empty param store, validation on, one thread."""
+"""Every test starts alike: seeded, an empty param store, validation on, one thread, one device.
+
+The device is a GPU where there is one, and ``--device cpu`` asks for the CPU. It is torch's default
+device from the start, so that tensors of modules and parametrizations are on it as well.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
+import numpy as np
 import pyro
 import pytest
 import torch
+from torch import Tensor
 
 torch.set_num_threads(1)
 
@@ -18,8 +27,44 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, p
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.addoption("--device", default=default, help="where all tests run (default: %(default)s)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = torch.device(config.getoption("--device"))
+    if device.type != "cpu":
+        torch.set_default_device(device)
+        Tensor.numpy = _numpy
+        Tensor.__array__ = _array
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    device = torch.device(config.getoption("--device"))
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"device: {device}{name}"
+
+
+_TO_NUMPY, _TO_ARRAY = Tensor.numpy, Tensor.__array__
+
+
+def _numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
+    """A test may hand a tensor to NumPy, wherever it is; the package must not."""
+    return _TO_NUMPY(_on_cpu(tensor), *args, **kwargs)
+
+
+def _array(tensor: Tensor, *args: Any, **kwargs: Any) -> np.ndarray:
+    return _TO_ARRAY(_on_cpu(tensor), *args, **kwargs)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    return tensor if caller.startswith("pyro_silent") else tensor.cpu()
+
+
 @pytest.fixture(autouse=True)
-def _clean_state():
+def _clean_state() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     with pyro.validation_enabled(True):
@@ -28,15 +73,7 @@ def _clean_state():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-        ),
-    ]
-)
-def device(request) -> torch.device:
-    """The CPU, and a GPU where there is one."""
-    return torch.device(request.param)
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where this test runs."""
+    return torch.device(request.config.getoption("--device"))
