@@ -1,6 +1,6 @@
 """Pyro losses without sampling noise wherever mathematics allows it."""
 
-from pyro_silent.capture import CompiledSVI
+from pyro_silent.capture import CompiledELBOModule, CompiledSVI
 from pyro_silent.diagnostics import (
     Comparison,
     Explanation,
@@ -56,6 +56,7 @@ __all__ = [
     "CaptureError",
     "CaptureWarning",
     "Comparison",
+    "CompiledELBOModule",
     "CompiledSVI",
     "ConfigurationError",
     "Constant",

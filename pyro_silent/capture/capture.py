@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,54 +14,12 @@ from pyro_silent.capture.arguments import Arguments
 from pyro_silent.capture.backend import Run, prepare
 from pyro_silent.capture.graph import Graph, trace
 from pyro_silent.capture.inputs import Inputs, Stale, named
+from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import schedule_slots, uncounted
 from pyro_silent.capture.surroundings import Slot, Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
 from pyro_silent.elbo.random_state import random_state, restore
 from pyro_silent.errors import CaptureError
-
-
-class Program(ABC):
-    """What is captured: a step on some parameters, in the two ways it can run.
-
-    Made when the step has run once, so that the parameters and the optimizer's state are there.
-
-    :ivar loss: the object whose schedules the step follows.
-    :ivar parameters: those the step visits, by name.
-    """
-
-    loss: Any
-    parameters: dict[str, Tensor]
-
-    @abstractmethod
-    def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
-        """Take the step while it is traced; returns the results, the loss first."""
-
-    @abstractmethod
-    def slots(self) -> list[Slot]:
-        """The places of parameters and of the program's own objects and tensors."""
-
-    @abstractmethod
-    def replay(self, run: Run, inputs: list[Tensor]) -> Any:
-        """Take the step by the graph; returns what the user gets."""
-
-    @abstractmethod
-    def loss_of(self, result: Any) -> Any:
-        """The loss in what the user gets, as a number or a tensor of one element."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Look whether the graph may take this step.
-
-        :raises Stale: if not, saying why.
-        """
-
-    @abstractmethod
-    def renew(self) -> None:
-        """Meet the tensors of the eager step just taken, which may have replaced some.
-
-        :raises Stale: if they are not those of before.
-        """
 
 
 class Capture:
@@ -133,7 +90,8 @@ class Capture:
                 outputs = self._run(before)
         finally:
             restore(now)
-        compare(self.program.loss_of(result), outputs[0], after, before, self._graph.inputs)
+        compare_results(self.program.expected(result), outputs)
+        compare_tensors(after, before, self._graph.inputs)
         written.clear()
 
     def refresh(self, arguments: Arguments) -> None:
@@ -173,30 +131,42 @@ class Capture:
         return [*self.program.slots(), *self._surroundings.tensors]
 
 
-def compare(
-    loss: Any, captured: Tensor, expected: list[Tensor], found: list[Tensor], names: Sequence[str]
-) -> None:
-    """Refuse a graph that does not do what the step did.
+def compare_results(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """Refuse a graph whose loss or gradients differ from those of the step by more than rounding.
 
-    The losses agree to rounding. Tensors agree up to what an optimizer makes of rounding: Adam moves a
-    parameter whose gradient is zero but for rounding by as much as any other.
-
-    :raises CaptureError: naming what differs.
+    :raises CaptureError: with both losses.
     """
-    loss = torch.as_tensor(loss, dtype=torch.float64)
-    difference = (captured.detach().to("cpu", torch.float64) - loss.cpu()).abs()
-    single = torch.finfo(torch.float32).eps
-    if not (difference <= 1e4 * single * (1 + loss.abs())).item() and loss.isfinite().item():
-        raise CaptureError(
-            f"the graph gives the loss {captured.item()} where the step gave {loss.item()}: the programs "
-            "take something from where it cannot be seen, such as an iterator or another library's "
-            "random numbers. Pass it as an argument."
-        )
+    for i, (a, b) in enumerate(zip(expected, found)):
+        if not _near(a.detach().cpu(), b.detach().cpu(), 1e-3):
+            what = f"the loss {b.item()} where the step gave {a.item()}" if i == 0 else "gradients"
+            raise CaptureError(
+                f"the graph gives other values than the step ({what}): the programs take something from "
+                "where it cannot be seen, such as an iterator or another library's random numbers. "
+                "Pass it as an argument."
+            )
+
+
+def compare_tensors(
+    expected: Sequence[Tensor], found: Sequence[Tensor], names: Sequence[str]
+) -> None:
+    """Refuse a graph that leaves its inputs in another state than the step did.
+
+    They agree up to what an optimizer makes of rounding: Adam moves a parameter whose gradient is zero
+    but for rounding by as much as any other.
+
+    :raises CaptureError: naming a tensor that differs.
+    """
     for name, a, b in zip(names, expected, found, strict=True):
-        if not a.is_floating_point() or a.numel() == 0:
-            same = torch.equal(a, b)
-        else:
-            distance = torch.linalg.vector_norm((a - b).double())
-            same = bool(distance <= 1e-2 * (1e-6 + torch.linalg.vector_norm(a.double())))
-        if not same and bool(a.isfinite().all()):
-            raise CaptureError(f"the graph leaves another value than the step in {name}.")
+        if a is not b and not _near(a.detach(), b.detach(), 1e-2):
+            raise CaptureError(f"the graph leaves {name} in another state than the step.")
+
+
+def _near(expected: Tensor, found: Tensor, tolerance: float) -> bool:
+    """Whether two tensors are the same but for rounding, in the norm."""
+    if not expected.is_floating_point():
+        return torch.equal(expected, found.to(expected.dtype))
+    if not bool(expected.isfinite().all()):
+        return True  # nothing can be said
+    a, b = expected.double(), found.double()
+    distance, size = torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a)
+    return bool(distance <= tolerance * (size + 1e-3))

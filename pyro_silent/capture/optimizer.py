@@ -53,12 +53,9 @@ class Updates:
         )
 
     def count(self) -> None:
-        """What the optimizers do with plain numbers before an update."""
+        """What the optimizers do with plain numbers before an update; then the numbers of this one."""
         for count, group, state in self._counts:
             count(group, state)
-
-    def fill(self) -> None:
-        """Bring the numbers up to date."""
         values = self._values_now()
         if values != self._values:
             self._values = values
@@ -71,19 +68,13 @@ class Updates:
             for value in rule.numbers(group, state)
         ]
 
-    def apply(self) -> None:
-        """Update every parameter by its gradient; part of the graph.
-
-        A parameter whose gradient was zeroed after earlier steps has gone on by its momentum.
-        """
+    def apply(self, gradients: list[Tensor]) -> None:
+        """Update every parameter by its gradient; part of the graph."""
         start = 0
-        for parameter, rule, group, state in zip(
-            self._parameters, self._rules, self._groups, self._states
+        for parameter, gradient, rule, group, state in zip(
+            self._parameters, gradients, self._rules, self._groups, self._states
         ):
             end = start + len(rule.numbers(group, state))
-            gradient = parameter.grad
-            if gradient is None:
-                gradient = torch.zeros_like(parameter)
             clipped = _clip(gradient, **self._optim._get_grad_clip_args(parameter))
             rule.apply(parameter, clipped, state, group, self.numbers[start:end])
             start = end

@@ -1,0 +1,119 @@
+"""CompiledELBOModule: a loss and its gradient as one graph, for training loops of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBOModule
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pyro_silent.capture.backend import Run, check_backend
+from pyro_silent.capture.captures import Captures, CaptureStatistics
+from pyro_silent.capture.program import Program, parameters_of, run_once
+from pyro_silent.capture.schedule import count_step
+from pyro_silent.elbo.stateful_module import StatefulELBOModule
+from pyro_silent.errors import ConfigurationError
+
+
+class CompiledELBOModule(nn.Module):
+    """..."""
+
+    def __init__(
+        self, module: ELBOModule, *, backend: str = "inductor", uncapturable: str = "warn"
+    ) -> None:
+        if not isinstance(module, ELBOModule):
+            raise ConfigurationError(
+                f"module: got {type(module).__name__}, expected what elbo(model, guide) returns, such as "
+                "SilentELBO()(model, guide)."
+            )
+        check_backend(backend)
+        super().__init__()
+        self.module = module
+        self.visited: dict[str, Tensor] = {}
+        self._calls = Captures(
+            {"the module": module}, lambda: _Gradient(self), self._call, backend, uncapturable
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor; its ``backward`` hands out gradients that the graph has found."""
+        loss: Tensor = self._calls(args, kwargs)
+        return loss
+
+    @property
+    def statistics(self) -> CaptureStatistics:
+        """How many calls were answered by graphs, and how many were not and why."""
+        return self._calls.statistics
+
+    def _call(self, args: tuple, kwargs: dict) -> Any:
+        with poutine.trace(param_only=True) as capture:
+            loss = self.module(*args, **kwargs)
+        self.visited = {**dict(self.module.named_parameters()), **parameters_of(capture.trace)}
+        return loss
+
+
+class _Gradient(Program):
+    """The loss, and its gradient in all parameters if gradients are on."""
+
+    def __init__(self, compiled: CompiledELBOModule) -> None:
+        super().__init__(dict(compiled.visited))
+        self._compiled = compiled
+        self._training = compiled.module.training and torch.is_grad_enabled()
+        self._reached: list[int] = []
+        self.loss = compiled.module.elbo
+
+    def visited(self) -> dict[str, Tensor]:
+        """The parameters of the last eager call."""
+        return self._compiled.visited
+
+    def _trained(self) -> list[Tensor]:
+        """Each parameter once, if it takes a gradient."""
+        parameters = {id(p): p for p in self.parameters.values() if p.requires_grad}
+        return list(parameters.values()) if torch.is_grad_enabled() else []
+
+    def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
+        """The loss and the gradients."""
+        loss = run_once(lambda: self._compiled.module(*args, **kwargs), self.parameters)
+        loss = torch.as_tensor(loss)
+        trained = self._trained()
+        gradients = _gradients(loss, trained)
+        self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        return [loss.detach(), *(g for g in gradients if g is not None)]
+
+    def expected(self, result: Any) -> list[Tensor]:
+        """Loss and gradients of an eager call, whose graph the user still needs."""
+        result = torch.as_tensor(result)
+        gradients = _gradients(result, self._trained())
+        return [result.detach(), *(g for g in gradients if g is not None)]
+
+    def replay(self, run: Run, inputs: list[Tensor]) -> Any:
+        """The loss as a tensor with the gradients behind it."""
+        trained = self._trained()
+        parameters = [trained[i] for i in self._reached]
+        with torch.no_grad():
+            loss, *gradients = run(inputs)
+        if self._training and isinstance(self._compiled.module, StatefulELBOModule):
+            count_step(self.loss)
+        return _Found.apply(loss, gradients, *parameters) if parameters else loss
+
+
+def _gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not parameters or not loss.requires_grad:
+        return ()
+    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+class _Found(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, None, *(gradient * g for g in ctx.saved_tensors)

@@ -1,0 +1,103 @@
+"""A program to be captured: a step on some parameters, in the two ways it can run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_silent.capture.backend import Run
+from pyro_silent.capture.inputs import Stale
+from pyro_silent.capture.surroundings import Slot
+from pyro_silent.errors import CaptureError
+
+
+class Program(ABC):
+    """What is captured: a step as operators on tensors, and what a user gets of it.
+
+    Made when the step has run once, so that the parameters and the optimizer's state are there.
+
+    :param parameters: those that the step visited, by name.
+    :ivar loss: the object whose schedules the step follows.
+    """
+
+    loss: Any
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        self.parameters = parameters
+
+    @abstractmethod
+    def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
+        """Take the step while it is traced; returns the results, the loss first."""
+
+    @abstractmethod
+    def expected(self, result: Any) -> list[Tensor]:
+        """The same results, of a step that was taken eagerly, as far as they can be told."""
+
+    @abstractmethod
+    def replay(self, run: Run, inputs: list[Tensor]) -> Any:
+        """Take the step by the graph; returns what the user gets."""
+
+    def visited(self) -> dict[str, Tensor]:
+        """The parameters of the last eager step."""
+        return self.parameters
+
+    def renew(self) -> None:
+        """Meet the tensors of the last eager step, which may have replaced some.
+
+        :raises Stale: if they are not those of before.
+        """
+        visited = dict(self.visited())
+        if visited.keys() != self.parameters.keys():
+            raise Stale("which parameters are visited")
+        self.parameters = visited
+
+    def slots(self) -> list[Slot]:
+        """The places of parameters, and of objects and tensors of the program's own."""
+        return [
+            Slot(_stored, name, parameter, f"parameter {name!r}")
+            for name, parameter in self.parameters.items()
+            if _stored(name) is parameter
+        ]
+
+    def check(self) -> None:
+        """Look whether the graph may take this step.
+
+        :raises Stale: if not, saying why.
+        """
+        return
+
+
+def run_once(program: Any, parameters: dict[str, Tensor]) -> Any:
+    """Run something that visits parameters, and see that it makes or replaces none.
+
+    :raises CaptureError: if two runs differ in the parameters they visit, or one keeps a memory.
+    """
+    store = pyro.get_param_store()._params
+    before = dict(store)
+    with poutine.trace(param_only=True) as capture:
+        result = program()
+    if not capture.trace.nodes.keys() <= parameters.keys():
+        raise CaptureError("two runs of the programs visit different parameters.")
+    for name in store.keys() | before.keys():
+        if store.get(name) is not before.get(name):
+            raise CaptureError(f"the loss keeps {name!r} in the param store as its own memory.")
+    return result
+
+
+def parameters_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The unconstrained parameters that a run visited, by name."""
+    return {name: site["value"].unconstrained() for name, site in trace.nodes.items()}
+
+
+def as_tensors(loss: Any) -> list[Tensor]:
+    """One loss or a tuple of them."""
+    return [torch.as_tensor(x) for x in (loss if isinstance(loss, tuple) else (loss,))]
+
+
+def _stored(name: str) -> Any:
+    return pyro.get_param_store()._params.get(name)

@@ -1,0 +1,131 @@
+"""A training step of SVI as a program to capture: loss, gradients and the optimizers' updates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.util import torch_item, zero_grads
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_silent.capture.backend import Run
+from pyro_silent.capture.inputs import Stale
+from pyro_silent.capture.optimizer import Updates
+from pyro_silent.capture.program import Program, as_tensors, run_once
+from pyro_silent.capture.schedule import count_step
+from pyro_silent.capture.surroundings import Slot
+from pyro_silent.errors import CaptureError
+
+if TYPE_CHECKING:
+    from pyro_silent.capture.compiled_svi import CompiledSVI
+
+
+class TrainingStep(Program):
+    """A step of SVI; the optimizers are part of the graph where there are rules for all of them."""
+
+    def __init__(self, svi: CompiledSVI) -> None:
+        super().__init__(dict(svi.visited))
+        self._svi = svi
+        self._kind: type | None = None  # of the loss, where it is a tuple
+        self.loss = svi.loss_object
+        self._meet()
+
+    def visited(self) -> dict[str, Tensor]:
+        """The parameters of the last eager step."""
+        return self._svi.visited
+
+    def renew(self) -> None:
+        """Meet the parameters and optimizers of the last eager step."""
+        super().renew()
+        self._meet()
+
+    def _meet(self) -> None:
+        self._optim = self._svi.optim
+        self._loss_and_grads = self._svi.loss_and_grads
+        # An optimizer passes by a parameter without gradient; one that was zeroed it follows.
+        self._trained = {n: p for n, p in self.parameters.items() if p.grad is not None}
+        possible = Updates.possible(self._optim, self._trained)
+        self._updates = Updates(self._optim, self._trained) if possible else None
+        self._note_gradients()
+
+    def _note_gradients(self) -> None:
+        """Gradients as the last step left them; others were put there since."""
+        self._gradients = [
+            (p, p.grad, None if p.grad is None else p.grad._version)
+            for p in self.parameters.values()
+        ]
+
+    def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
+        """The losses, after the updates; without rules for them, losses and gradients."""
+        for name, parameter in self.parameters.items():
+            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+                raise CaptureError(
+                    f"parameter {name!r} has a hook, which a graph would not call. Remove it, or take "
+                    "steps with pyro.infer.SVI."
+                )
+        svi = self._svi
+        loss = run_once(
+            lambda: svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs), self.parameters
+        )
+        gained = {name for name, p in self.parameters.items() if p.grad is not None}
+        if not gained <= self._trained.keys():
+            raise CaptureError("two runs of the programs give gradients to different parameters.")
+        self._kind = type(loss) if isinstance(loss, tuple) else None
+        losses = as_tensors(loss)
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained.values()
+        ]
+        if self._updates is None:
+            return losses + gradients
+        with torch.no_grad():
+            self._updates.apply(gradients)
+        return losses
+
+    def expected(self, result: Any) -> list[Tensor]:
+        """The losses: gradients are gone."""
+        return as_tensors(result)
+
+    def slots(self) -> list[Slot]:
+        """Parameters where Pyro keeps them, and the optimizers' objects."""
+        return super().slots() + ([] if self._updates is None else self._updates.slots())
+
+    def check(self) -> None:
+        """Nothing but values has changed since the last step."""
+        svi = self._svi
+        if svi.optim is not self._optim or svi.loss_and_grads != self._loss_and_grads:
+            raise Stale("the optimizer or the loss of the SVI object")
+        for parameter, gradient, version in self._gradients:
+            now = parameter.grad
+            if now is not gradient or (now is not None and now._version != version):
+                raise Stale("a gradient that was there before the step")
+            if parameter._backward_hooks:
+                raise Stale("hooks on parameters")
+        if self._updates is not None and self._updates.changed():
+            raise Stale("a setting of the optimizer")
+
+    def replay(self, run: Run, inputs: list[Tensor]) -> Any:
+        """Take the step; the loss is read once, at its end."""
+        if self._updates is not None:
+            self._updates.count()
+        with torch.no_grad():
+            outputs = run(inputs)
+        if self._updates is None:
+            number = len(outputs) - len(self._trained)
+            outputs, gradients = outputs[:number], outputs[number:]
+            self._optimize(gradients)
+        count_step(self.loss)
+        if self._kind is not None:
+            return self._kind(map(torch_item, outputs))
+        loss = outputs[0].item()
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def _optimize(self, gradients: Any) -> None:
+        """Let the optimizers run as they are."""
+        for parameter, gradient in zip(self._trained.values(), gradients, strict=True):
+            parameter.grad = gradient
+        parameters = set(self.parameters.values())
+        self._optim(parameters)
+        zero_grads(parameters)
+        self._note_gradients()
