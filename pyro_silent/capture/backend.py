@@ -50,18 +50,22 @@ def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tup
 
 
 def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
-    import torch._inductor  # takes a second to import
+    # These take a second to import.
+    import torch._inductor
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with torch.no_grad():
-        function: Any = torch._inductor.compile(
-            module, [*examples], options={"fallback_random": True}
-        )
+    # Fake inputs and their environment, as torch.compile makes them: the caches on disk ask for these.
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    inputs = [mode.from_tensor(example.detach(), static_shapes=True) for example in examples]
+    with torch.no_grad(), tracing(TracingContext(mode)):
+        function: Any = torch._inductor.compile(module, inputs, options={"fallback_random": True})
 
     def run(inputs: list[Tensor]) -> Sequence[Tensor]:
-        return function(*inputs)
+        outputs: Sequence[Tensor] = function(*inputs)
+        return outputs
 
-    if examples and examples[0].is_cuda:
-        return _CudaGraph(run, examples)
     return run
 
 

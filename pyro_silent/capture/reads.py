@@ -22,6 +22,7 @@ RANDOM = "random numbers"
 _NONE: Origins = frozenset()
 
 _LOOKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_MASKS = {torch.bool, torch.uint8}
 _WITHOUT_DISPATCH = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 """Methods that hand out values although no operator runs."""
 
@@ -139,7 +140,10 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not _LOOKS.isdisjoint(func.tags):
-            self._reads.look(_tensors((args, kwargs)), str(func.overloadpacket))
+            looked_at = _tensors((args, kwargs))
+            if func is torch.ops.aten.index.Tensor:  # of masks only; other indices leave no trace
+                looked_at = [index for index in _tensors(args[1]) if index.dtype in _MASKS]
+            self._reads.look(looked_at, str(func.overloadpacket))
         self._reads.save(_written(func, args, kwargs))
         result = func(*args, **kwargs)
         self._reads.record(func, args, kwargs, result)
