@@ -60,7 +60,7 @@ def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs = [mode.from_tensor(example.detach(), static_shapes=True) for example in examples]
     with torch.no_grad(), tracing(TracingContext(mode)):
-        function: Any = torch._inductor.compile(module, inputs, options={"fallback_random": True})
+        function: Any = torch._inductor.compile(module, [*inputs], options={"fallback_random": True})
 
     def run(inputs: list[Tensor]) -> Sequence[Tensor]:
         outputs: Sequence[Tensor] = function(*inputs)

@@ -52,6 +52,7 @@ class Capture:
         """
         started = time.perf_counter()
         program = self.program
+        program.begin()
         tensors = named(arguments, self._slots())
         trained = {id(parameter) for parameter in program.parameters.values()}
         changing = frozenset(name for name, tensor in tensors.items() if id(tensor) in trained)
@@ -102,12 +103,14 @@ class Capture:
         self._surroundings = self._surroundings.again()
         self.program.renew()
         slots = self._slots()
+        pinned = {id(parameter) for parameter in self.program.parameters.values()}
+        pinned |= {id(slot.value) for slot in self.program.slots()}
         tensors = {**named(arguments, slots), **self._graph.unowned}
         for name in self._graph.inputs:
             if name not in tensors:
                 raise Stale(name)
         names = [f"argument {i}" for i in range(len(arguments.tensors))]
-        self._inputs = Inputs(self._graph, tensors, names, slots)
+        self._inputs = Inputs(self._graph, tensors, names, slots, pinned)
 
     def now(self, arguments: Arguments) -> list[Tensor]:
         """The inputs of a step that the graph may take.

@@ -57,14 +57,14 @@ class _Entry:
 class Captures:
     """Takes each step by a graph where there is one that fits, else eagerly.
 
-    :param roots: the objects whose code runs in a step, by what to call them.
+    :param roots: places of the objects whose code runs in a step, by what to call them.
     :param make: makes the program once the first step has been taken.
     :param eagerly: takes a step as Pyro does.
     """
 
     def __init__(
         self,
-        roots: Mapping[str, Any],
+        roots: Mapping[str, tuple[Callable[[Any], Any], Any]],
         make: Callable[[], Program],
         eagerly: Callable[[tuple, dict], Any],
         backend: str,
@@ -104,6 +104,10 @@ class Captures:
         if entry is None:
             entry = self._entries[key] = _Entry()
         why = None
+        prevented = _prevented()
+        if prevented is not None:
+            self._say_once(entry, prevented)
+            return self._step(args, kwargs)
         for capture in entry.captures:
             try:
                 inputs = capture.now(arguments)
@@ -113,7 +117,7 @@ class Captures:
             self._replays += 1
             return capture.replay(inputs)
         if entry.refused is None:
-            entry.refused = _prevented(arguments)
+            entry.refused = _unfit(arguments)
         if entry.refused is not None:
             self._refuse(entry, entry.refused)
             return self._step(args, kwargs)
@@ -146,7 +150,7 @@ class Captures:
             _warn(f"steps are taken as Pyro takes them as long as {why} changes from step to step.")
         others = {f"argument {type(o).__name__}": o for o in arguments.others}
         try:
-            entry.surroundings = surroundings({**self._roots, **others})
+            entry.surroundings = surroundings(self._roots, others)
         except CaptureError as error:
             self._refuse(entry, str(error))
 
@@ -182,6 +186,10 @@ class Captures:
         entry.refused = reason
         if self._raises:
             raise CaptureError(reason)
+        self._say_once(entry, reason)
+
+    @staticmethod
+    def _say_once(entry: _Entry, reason: str) -> None:
         if not entry.warned:
             entry.warned = True
             _warn(f"steps are taken as Pyro takes them: {reason}")
@@ -208,12 +216,17 @@ def _ambient(arguments: Arguments) -> Hashable:
     )
 
 
-def _prevented(arguments: Arguments) -> str | None:
-    """What rules a graph out before any trace."""
+def _prevented() -> str | None:
+    """What rules a graph out for one step."""
     if _PYRO_STACK:
         return "they are taken inside of Pyro's handlers, which a graph would not meet."
     if torch.is_inference_mode_enabled():
         return "torch's inference mode is on."
+    return None
+
+
+def _unfit(arguments: Arguments) -> str | None:
+    """What rules a graph out for arguments of a kind."""
     for i, tensor in enumerate(arguments.tensors):
         if tensor.requires_grad:
             return f"argument {i} requires a gradient."

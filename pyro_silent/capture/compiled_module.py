@@ -34,7 +34,11 @@ class CompiledELBOModule(nn.Module):
         self.module = module
         self.visited: dict[str, Tensor] = {}
         self._calls = Captures(
-            {"the module": module}, lambda: _Gradient(self), self._call, backend, uncapturable
+            {"the module": (self._modules.__getitem__, "module")},
+            lambda: _Gradient(self),
+            self._call,
+            backend,
+            uncapturable,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

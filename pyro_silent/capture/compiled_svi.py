@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_silent.capture.backend import Run, check_backend
 from pyro_silent.capture.captures import Captures, CaptureStatistics
+from pyro_silent.capture.inputs import Stale
 from pyro_silent.capture.program import Program, as_tensors, parameters_of, run_once
 from pyro_silent.capture.training_step import TrainingStep
 
@@ -33,9 +34,9 @@ class CompiledSVI(SVI):
     ) -> None:
         check_backend(backend)
         super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
-        self.loss_object = loss
         self.visited: dict[str, Tensor] = {}
-        roots = {"the model": model, "the guide": guide, "the loss": loss}
+        read = self.__getattribute__
+        roots = {f"the {name}": (read, name) for name in ("model", "guide", "loss_object")}
         self._steps = Captures(roots, lambda: TrainingStep(self), self._step, backend, uncapturable)
         self._evaluations = Captures(
             roots, lambda: _Evaluation(self), self._evaluate, backend, uncapturable
@@ -48,6 +49,11 @@ class CompiledSVI(SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as a float, without a gradient; captured by itself."""
         return self._evaluations(args, kwargs)
+
+    @property
+    def loss_object(self) -> Any:
+        """The loss that counts steps; a function of one's own where there is no such object."""
+        return getattr(self.loss_and_grads, "__self__", self.loss)
 
     @property
     def statistics(self) -> CaptureStatistics:
@@ -81,6 +87,15 @@ class _Evaluation(Program):
         super().__init__(dict(svi.visited))
         self._svi = svi
         self.loss = svi.loss_object
+
+    def constants(self) -> tuple:
+        """Names and the loss."""
+        return *super().constants(), self._svi.loss
+
+    def check(self) -> None:
+        """The loss is the same one."""
+        if self.constants() != self._constants:
+            raise Stale("the loss of the SVI object")
 
     def visited(self) -> dict[str, Tensor]:
         """The parameters of the last eager evaluation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,8 @@ class Inputs:
     :param tensors: all that the step can reach, by name; see :func:`named`.
     :param arguments: names of the arguments among them, in the order of :class:`Arguments`.
     :param slots: the places of all others; a tensor may have several, which agree.
+    :param pinned: identities of those that no other tensor may replace: parameters, whose optimizers
+        know them by identity.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Inputs:
         tensors: dict[str, Tensor],
         arguments: Sequence[str],
         slots: Sequence[Slot],
+        pinned: Set[int],
     ) -> None:
+        self._pinned = pinned
         self._names = graph.inputs
         self.tensors = [tensors[name] for name in graph.inputs]
         position = {name: i for i, name in enumerate(graph.inputs)}
@@ -118,7 +122,7 @@ class Inputs:
             except (LookupError, AttributeError, ValueError):
                 raise Stale(slot.label) from None
             old = slot.value
-            if not isinstance(old, Tensor):
+            if id(old) in self._pinned or not isinstance(old, Tensor):
                 if now is not old:
                     raise Stale(slot.label)
                 slots.append(slot)

@@ -79,6 +79,11 @@ class Updates:
             rule.apply(parameter, clipped, state, group, self.numbers[start:end])
             start = end
 
+    def constants(self) -> list:
+        """What the graph takes for granted: rules, settings, clipping."""
+        clips = [self._optim._get_grad_clip_args(p) for p in self._parameters]
+        return [*map(id, self._rules), *self._settings, *clips]
+
     def changed(self) -> bool:
         """Whether a setting other than the learning rate has another value now."""
         for group, settings in zip(self._groups, self._settings):

@@ -29,6 +29,11 @@ class Program(ABC):
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self.parameters = parameters
+        self._constants: tuple = ()
+
+    def begin(self) -> None:
+        """Note what the trace takes for granted."""
+        self._constants = self.constants()
 
     @abstractmethod
     def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -49,12 +54,15 @@ class Program(ABC):
     def renew(self) -> None:
         """Meet the tensors of the last eager step, which may have replaced some.
 
-        :raises Stale: if they are not those of before.
+        :raises Stale: if that step is not the one that was traced.
         """
-        visited = dict(self.visited())
-        if visited.keys() != self.parameters.keys():
-            raise Stale("which parameters are visited")
-        self.parameters = visited
+        self.parameters = dict(self.visited())
+        if self.constants() != self._constants:
+            raise Stale("what the step consists of")
+
+    def constants(self) -> tuple:
+        """What the graph takes for granted, besides what the programs read."""
+        return (list(self.parameters),)
 
     def slots(self) -> list[Slot]:
         """The places of parameters, and of objects and tensors of the program's own."""

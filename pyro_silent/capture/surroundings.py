@@ -61,7 +61,9 @@ class Surroundings(NamedTuple):
         return self._replace(tensors=tuple(s._replace(value=s.read(s.key)) for s in self.tensors))
 
 
-def surroundings(roots: Mapping[str, Any]) -> Surroundings:
+def surroundings(
+    roots: Mapping[str, tuple[Callable[[Any], Any], Any]], others: Mapping[str, Any]
+) -> Surroundings:
     """Walk from programs and other objects to all that their code can read.
 
     A function is followed to its closure, its defaults and the globals that its code names; an object to
@@ -69,11 +71,15 @@ def surroundings(roots: Mapping[str, Any]) -> Surroundings:
     children and settings. Values inside objects without attributes of their own (iterators, files,
     extension types) cannot be seen.
 
+    :param roots: places of programs, by what to call them.
+    :param others: objects to walk from besides.
     :raises CaptureError: if there are too many to look at in each step.
     """
     walk = _Walk()
-    for label, root in roots.items():
-        walk.visit(root, label)
+    for label, (read, key) in roots.items():
+        walk.slot(read, key, label)
+    for label, other in others.items():
+        walk.visit(other, label)
     walk.finish()
     return Surroundings(
         tuple(slot for slot in walk.slots if not isinstance(slot.value, Tensor)),

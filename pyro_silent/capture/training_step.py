@@ -37,8 +37,14 @@ class TrainingStep(Program):
 
     def renew(self) -> None:
         """Meet the parameters and optimizers of the last eager step."""
-        super().renew()
+        self.parameters = dict(self.visited())
         self._meet()
+        super().renew()
+
+    def constants(self) -> tuple:
+        """Names, loss, and the optimizers' rules."""
+        rules = None if self._updates is None else self._updates.constants()
+        return list(self.parameters), list(self._trained), self._loss_and_grads, rules
 
     def _meet(self) -> None:
         self._optim = self._svi.optim
