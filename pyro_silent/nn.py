@@ -56,8 +56,6 @@ _watching: list[dict[TwinDecoder, _Calls]] = []
 def watched_twins() -> Iterator[dict[TwinDecoder, _Calls]]:
     """Inside, the twins' branches are compared; gives what ran, by twin and branch.
 
-    Whoever watches from further out is told in the end.
-
     :raises ConfigurationError: from a twin whose branches do not return the same shapes.
     """
     ran: dict[TwinDecoder, _Calls] = {}
@@ -66,8 +64,6 @@ def watched_twins() -> Iterator[dict[TwinDecoder, _Calls]]:
         yield ran
     finally:
         _watching.pop()
-        for twin, calls in ran.items() if _watching else ():
-            _watching[-1].setdefault(twin, {}).update(calls)
 
 
 def forget_twins() -> None:
@@ -83,18 +79,13 @@ def stop_resting_branches(ran: dict[TwinDecoder, _Calls]) -> None:
     alone. Pyro's ``SVI`` sets gradients to 0 after a step, so a branch would go on moving while it rests,
     and would not in a run that was resumed.
     """
-    for parameter in resting_parameters(ran):
-        gradient = parameter.grad
-        if gradient is not None and not gradient.is_sparse and not gradient.any():
-            parameter.grad = None
-
-
-def resting_parameters(ran: dict[TwinDecoder, _Calls]) -> Iterator[nn.Parameter]:
-    """Parameters of the branch of a twin of which only the other one ran."""
     for twin, calls in ran.items():
         if len(calls) == 1:
             moving = set((twin.analytic if "analytic" in calls else twin.expressive).parameters())
-            yield from set(twin.parameters()) - moving
+            for parameter in set(twin.parameters()) - moving:
+                gradient = parameter.grad
+                if gradient is not None and not gradient.is_sparse and not gradient.any():
+                    parameter.grad = None
 
 
 class TwinDecoder(nn.Module):

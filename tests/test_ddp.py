@@ -207,7 +207,7 @@ def test_uneven_inputs_keep_the_steps_together(results):
         ("lazy", "parameter 'AutoNormal.locs.slope'.*Call the loss once before it is wrapped"),
         ("in_param_store", "parameter 'stored'.*hold parameters in modules"),
         ("older_parameter", "parameter 'encoder.*module_local_params=True"),
-        ("static_warm_up", "static_graph: got True.*leave it out"),
+        ("static_warm_up", "static_graph: got True.*Leave it out"),
         ("loaded_on_one", r"num_steps: got \[5, 0\] on the 2 processes.*on every process"),
         ("uneven_without_the_loss", r"join: got.*loss with a schedule.*Join\(\[ddp, elbo\]\)"),
         ("uneven_with_the_loss_first", r"joinables: got the loss before its wrapper"),

@@ -12,47 +12,61 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+from pyro_silent.elbo.leaves import graph_of
 from pyro_silent.errors import ConfigurationError
-from pyro_silent.nn import resting_parameters, watched_twins
+from pyro_silent.nn import TwinDecoder
 from pyro_silent.schedules import Constant
 
-
-def wrapper() -> DistributedDataParallel | None:
-    """The wrapper whose forward pass this is; None outside of one."""
-    active: DistributedDataParallel | None = DistributedDataParallel._get_active_ddp_module()
-    return active
-
+_taking: list[Any] = []
+"""Modules that take a step; one inside of another leaves the work to it."""
 
 _checked: MutableMapping[nn.Module, Any] = WeakKeyDictionary()
 """By module of a loss, the wrapper that it took its first step in."""
 
 
-def step_in(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) -> Any:
-    """The loss of one training step, so that the wrapper's own backward pass succeeds.
+def in_processes(module: Any, step: Callable[[], Any]) -> Any:
+    """The loss of a step; in a wrapper so that the wrapper's own backward pass succeeds.
 
     Torch's wrapper waits for a gradient of each of its parameters. Here each gets its turn, with or
     without a gradient, and the resting branch of a :class:`TwinDecoder` has none afterwards either, as in
     one process. The first step looks at the set-up of all processes, which communicates.
 
-    :param module: the :class:`StatefulELBOModule` that takes the step.
+    :param module: the :class:`StatefulELBOModule` whose loss it is.
     :raises ConfigurationError: for a set-up in which processes would silently train different things.
     """
+    ddp = DistributedDataParallel._get_active_ddp_module()
+    if ddp is None or _taking or not (module.training and torch.is_grad_enabled()):
+        return step()
+    _taking.append(module)
+    try:
+        return _step(ddp, module, step)
+    finally:
+        _taking.pop()
+
+
+def _step(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) -> Any:
     _check_join(ddp, module)
     parameters = [p for p in ddp.module.parameters() if p.requires_grad]
     is_first = module not in _checked or _checked[module]() is not ddp
-    with watched_twins() as twins:
-        loss = _first_step(ddp, module, parameters, step) if is_first else step()
+    loss = _first_step(ddp, module, parameters, step) if is_first else step()
     _checked[module] = ref(ddp)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return loss
-    trained = set(parameters)
-    resting = [p for p in resting_parameters(twins) if p in trained]
+    resting = _resting(ddp, loss)
     if is_first and resting and ddp.static_graph and hasattr(module.elbo, "schedule"):
         raise ConfigurationError(
             "static_graph: got True, and the first step leaves a branch of a TwinDecoder at rest; "
             "DistributedDataParallel would never average the gradients of that branch. Leave it out."
         )
     return _EveryParameter.apply(loss, resting, *parameters)
+
+
+def _resting(ddp: DistributedDataParallel, loss: Tensor) -> list[nn.Parameter]:
+    """Parameters of twin decoders that a loss does not reach."""
+    twins = [module for module in ddp.module.modules() if isinstance(module, TwinDecoder)]
+    reached = set(graph_of(loss).leaves) if twins else set()
+    parameters = {p: None for twin in twins for p in twin.parameters() if p.requires_grad}
+    return [parameter for parameter in parameters if parameter not in reached]
 
 
 class Steps:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.infer.elbo import ELBOModule
 
-from pyro_silent.elbo.processes import Steps, step_in, wrapper
+from pyro_silent.elbo.processes import Steps, in_processes
 from pyro_silent.errors import ConfigurationError
 
 
@@ -28,15 +28,9 @@ class StatefulELBOModule(ELBOModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor, see ``differentiable_loss``."""
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(*args, **kwargs)
-        ddp = wrapper()
-        if ddp is None:
-            loss = super().forward(*args, **kwargs)
-        else:
-            call = functools.partial(super().forward, *args, **kwargs)
-            loss = step_in(ddp, self, call)
-        self.elbo.num_steps += 1
+        loss = in_processes(self, functools.partial(super().forward, *args, **kwargs))
+        if self.training and torch.is_grad_enabled():
+            self.elbo.num_steps += 1
         return loss
 
     def get_extra_state(self) -> dict[str, Any]:
