@@ -5,9 +5,9 @@ The code is 80 variables of 8 categories, or 240 binary ones; a step is one of S
 ``StraightThroughELBO`` with straight-through Gumbel-softmax (ST-GS); the latter is no slower than ST-GS
 in Pyro, whose guide draws from ``RelaxedOneHotCategoricalStraightThrough``, and than ST-GS in
 ``storchastic``, both there in a loop of plain torch with its Adam and without validation; ReinMax is no
-slower than that of the package ``reinmax``, both by hand; the exact expectation for binary variables costs
-no more than 100 draws. ``relaxit`` is there for information: its step takes a sample of the KL divergence
-where ours takes all of it.
+slower than that of the package ``reinmax``, both by hand; the exact expectation for binary variables
+costs no more than 100 draws. ``relaxit`` is there for information: its step takes a sample of the KL
+divergence where ours takes all of it.
 
 Steps written by hand in plain PyTorch, on the same estimators and on ``torch.nn.functional``, are the
 floor. The peers are measured where they are installed.

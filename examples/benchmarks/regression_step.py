@@ -1,11 +1,10 @@
-"""Time regressions under SilentELBO and Trace_ELBO: one step, the way to the optimum, growth.
+"""Time regressions under SilentELBO and Trace_ELBO: one step, and growth with the rows.
 
 Claims: a step under ``SilentELBO`` costs at most 2.5 times a step under one-particle ``Trace_ELBO``
 for Poisson regression with group effects (20,190 rows) and for logistic regression (569 rows), both
-under AutoNormal, and L-BFGS under it comes within 1e-3 of the optimal loss in a fifth of the time
-after which Adam under ``Trace_ELBO``, at its best of five learning rates, stays there; for a linear
-regression with a log-normal scale (1,000 rows) a step costs no more than under ``Trace_ELBO``. The
-time grows no faster than the rows, and no tensor is larger than quadrature nodes times rows.
+under AutoNormal; for a linear regression with a log-normal scale (1,000 rows) a step costs no more than
+under ``Trace_ELBO``. The time grows no faster than the rows, and no tensor is larger than quadrature
+nodes times rows.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from harness.examples import count_regression, data, fitting, logistic_regression
 from harness.measure import log_log_slope, median_times, paired_ratio, step_memory, time_in_turn
+from harness.programs import line, line_data
 from harness.report import Target, benchmark_parser, finish, table
 from pyro_silent import SilentELBO
 
@@ -32,19 +32,7 @@ SILENT = "SilentELBO"
 TRACE = "Trace_ELBO"
 LOSSES = {SILENT: SilentELBO, TRACE: Trace_ELBO}
 NUM_NODES = 32
-LEARNING_RATES = (0.1, 0.03, 0.3, 0.01, 0.003)  # those that do best first, to save time
-RELATIVE_GAP = 1e-3
-STEPS_APART, HOLD = 5, 20  # an exact loss every 5 steps; to stay is to have 20 below the target
 SLOPE_LIMIT = 1.1
-
-
-def line(covariate: Tensor, response: Tensor) -> None:
-    """A line with Gaussian errors of unknown scale."""
-    coefficient = pyro.sample("coefficient", dist.Normal(0.0, 1.0))
-    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
-    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("rows", len(response)):
-        pyro.sample("response", dist.Normal(bias + coefficient * covariate, scale), obs=response)
 
 
 def line_guide(covariate: Tensor, response: Tensor) -> None:
@@ -98,9 +86,7 @@ def time_steps(
 
 def measure_steps(arguments: argparse.Namespace) -> tuple[dict[str, object], list[Target]]:
     """Single steps, in torch's and Pyro's default precision."""
-    covariate = torch.randn(1000)
-    response = 0.5 * covariate - 1.0 + 0.3 * torch.randn(1000)
-    lines = fitting.Problem(line, (covariate, response))
+    lines = fitting.Problem(line, line_data(1000))
     visits = doctor_visits(400 if arguments.smoke_test else 20190)
     cases = {
         "Poisson regression, AutoNormal": (visits, lambda: AutoNormal(visits.model), 2.5),
@@ -120,53 +106,6 @@ def measure_steps(arguments: argparse.Namespace) -> tuple[dict[str, object], lis
         figures[name] = {"milliseconds": medians, "ratio": ratio}
     print(table(["milliseconds of a step", SILENT, TRACE, "ratio"], rows))
     return {"steps": figures}, targets
-
-
-def measure_fits(arguments: argparse.Namespace) -> tuple[dict[str, object], list[Target]]:
-    """Seconds to 1e-3 of the optimal loss, in double precision, Adam at its best learning rate.
-
-    L-BFGS comes down for good; Adam under ``Trace_ELBO`` may touch the target and leave it again, so
-    it is given the time after which it stays for 100 steps. The first touch is printed beside it.
-    """
-    torch.set_default_dtype(torch.float64)
-    visits = doctor_visits(400 if arguments.smoke_test else 20190)
-    cases: dict[str, tuple[fitting.Problem, Callable]] = {
-        "Poisson regression": (visits, lambda: AutoNormal(visits.model)),
-        "logistic regression": (tumours(), logistic_regression.GUIDES["AutoNormal"]),
-    }
-    rates = LEARNING_RATES[: 1 if arguments.smoke_test else None]
-    rows, targets, figures = [], [], {}
-    for name, (problem, make_guide) in cases.items():
-        fit = fitting.fit_lbfgs(problem, make_guide, 3 if arguments.smoke_test else 1000)
-        target = fit.best + RELATIVE_GAP * abs(fit.best)
-        ours = fit.seconds_to(target)
-        touch, stay = {fit.name: ours}, {fit.name: ours}
-        patience = arguments.patience * ours
-        best = {}
-        for loss_name, loss in LOSSES.items():
-            limit = patience  # a run longer than the best so far is of no interest
-            for rate in rates:
-                adam = fitting.fit_adam(
-                    problem, make_guide, loss(), rate, limit, STEPS_APART, target, HOLD
-                )
-                touch[adam.name] = adam.seconds_to(target)
-                stay[adam.name] = adam.seconds_to(target, HOLD)
-                if stay[adam.name] < limit:
-                    # Those that stay are run for the time of the hold beyond it.
-                    limit = adam.seconds[-1]
-            best[loss_name] = min(
-                seconds for how, seconds in stay.items() if loss_name in how and "Adam" in how
-            )
-        rows += [[name, how, touch[how], stay[how]] for how in stay]
-        # Where Adam never came to stay, the time it was given stands for what it would have taken.
-        ratio = ours / min(best[TRACE], patience)
-        claim = f"time to come within 1e-3 and stay, {name}, L-BFGS + {SILENT} / Adam + {TRACE}"
-        targets.append(Target(claim, ratio, 0.2))
-        figures[name] = {"optimum": fit.best, "first touch": touch, "to stay": stay}
-    print(f"Adam was given {arguments.patience:g} times what L-BFGS took")
-    print(table(["to 1e-3 of the optimum", "by", "s to touch", "s to stay"], rows))
-    torch.set_default_dtype(torch.float32)
-    return {"fits": figures}, targets
 
 
 def measure_growth(arguments: argparse.Namespace) -> tuple[dict[str, object], list[Target]]:
@@ -205,17 +144,14 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument(
-        "--patience", type=float, default=15.0, help="times what L-BFGS took, for Adam"
-    )
     arguments = parser.parse_args()
     if arguments.smoke_test:
-        arguments.rounds, arguments.patience = 3, 1.0
+        arguments.rounds = 3
     torch.set_num_threads(1)
     pyro.set_rng_seed(arguments.seed)
     figures: dict[str, object] = {}
     targets: list[Target] = []
-    for part in (measure_steps, measure_fits, measure_growth):
+    for part in (measure_steps, measure_growth):
         part_figures, part_targets = part(arguments)
         figures |= part_figures
         targets += part_targets

@@ -1,6 +1,6 @@
 """Time a training step of a 784-200-200 VAE: SilentELBO, Pyro's losses and a hand-written loss.
 
-Claims: a step under ``SilentELBO`` costs at most 1.03 times a step under ``Trace_ELBO`` and at
+Claims: a step under ``SilentELBO`` costs at most what a step under ``Trace_ELBO`` costs, and at
 most 1.5 times a plain PyTorch step on the closed form, which it equals in value and gradient.
 """
 
@@ -122,7 +122,7 @@ def main() -> int:
         }
         targets += [
             *equal,
-            Target(f"{SILENT} / {TRACE}, {setting}", to_trace[SILENT].median, 1.03),
+            Target(f"{SILENT} / {TRACE}, {setting}", to_trace[SILENT].median, 1.0),
             Target(f"{SILENT} / {BY_HAND}, {setting}", to_hand[SILENT].median, 1.5),
         ]
     return finish(arguments, figures, targets)

@@ -9,7 +9,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import count_regression  # noqa: E402
 import data  # noqa: E402
+import eight_schools  # noqa: E402
 import fitting  # noqa: E402
 import logistic_regression  # noqa: E402
 
-__all__ = ["count_regression", "data", "fitting", "logistic_regression"]
+__all__ = ["count_regression", "data", "eight_schools", "fitting", "logistic_regression"]

@@ -41,13 +41,28 @@ class StepMemory(NamedTuple):
     largest_tensor_bytes: int
 
 
+def one_core() -> None:
+    """Keep this process to one thread and, where the system can, to one core.
+
+    On one core a library with threads of its own, such as XLA's, spends no processor time on handing
+    work to and fro, so that its processor time is the wall time of a machine that does nothing else.
+    """
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def time_in_turn(
     contenders: Mapping[str, Callable[[], object]],
     rounds: int,
     calls_per_round: int = 1,
     warm_up_calls: int = 3,
+    seconds_per_turn: float = 0.0,
 ) -> Times:
     """Return seconds of processor time per call, one figure per contender and round.
+
+    A contender is called ``calls_per_round`` times in a row, and more often if its turn would be
+    shorter than ``seconds_per_turn`` otherwise, so that a call of microseconds has a figure too.
 
     A round runs every contender once (A B C, then B C A, ...), so that a slow spell of a shared
     machine falls on all of them, and none is always the first. Processor time is wall time less
@@ -59,16 +74,32 @@ def time_in_turn(
         for _ in range(warm_up_calls):
             call()
     names = list(contenders)
+    calls = {
+        name: max(calls_per_round, _calls_in(seconds_per_turn, call))
+        for name, call in contenders.items()
+    }
     times: Times = {name: [] for name in names}
     for round_index in range(rounds):
         first = round_index % len(names)
         for name in names[first:] + names[:first]:
             call = contenders[name]
             start = time.process_time()
-            for _ in range(calls_per_round):
+            for _ in range(calls[name]):
                 call()
-            times[name].append((time.process_time() - start) / calls_per_round)
+            times[name].append((time.process_time() - start) / calls[name])
     return times
+
+
+def _calls_in(seconds: float, call: Callable[[], object]) -> int:
+    """Return how many calls take about so long, the median of three calls considered."""
+    if seconds <= 0:
+        return 1
+    took = []
+    for _ in range(3):
+        start = time.process_time()
+        call()
+        took.append(time.process_time() - start)
+    return math.ceil(seconds / max(statistics.median(took), 1e-6))
 
 
 def median_times(times: Times) -> dict[str, float]:

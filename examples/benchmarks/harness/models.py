@@ -42,9 +42,7 @@ def deep_linear_decoder(latent_dim: int, data_dim: int) -> nn.Module:
 
 def conv_transpose_decoder(latent_dim: int, data_dim: int) -> nn.Module:
     """Return a decoder of transposed convolutions for square images, linear in the code."""
-    side = math.isqrt(data_dim)
-    if side * side != data_dim or side % 4:
-        raise ValueError(f"data_dim is {data_dim}; expected the square of a multiple of 4")
+    side = _image_side(data_dim)
     return nn.Sequential(
         nn.Linear(latent_dim, 16 * (side // 4) ** 2),
         nn.Unflatten(1, (16, side // 4, side // 4)),
@@ -54,6 +52,13 @@ def conv_transpose_decoder(latent_dim: int, data_dim: int) -> nn.Module:
     )
 
 
+def _image_side(data_dim: int) -> int:
+    side = math.isqrt(data_dim)
+    if side * side != data_dim or side % 4:
+        raise ValueError(f"data_dim is {data_dim}; expected the square of a multiple of 4")
+    return side
+
+
 DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": linear_decoder,
     "deep-linear": deep_linear_decoder,
@@ -61,12 +66,30 @@ DECODERS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
-class Encoder(nn.Module):
-    """Return the location and log scale of the code: one hidden ReLU layer, two heads."""
+def conv_features(data_dim: int, hidden_dim: int) -> nn.Module:
+    """Return two convolutions of a square image and an affine map to the hidden features."""
+    side = _image_side(data_dim)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, side, side)),
+        nn.Conv2d(1, 8, kernel_size=4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, kernel_size=4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * (side // 4) ** 2, hidden_dim),
+    )
 
-    def __init__(self, sizes: Sizes) -> None:
+
+class Encoder(nn.Module):
+    """Return the location and log scale of the code: a hidden ReLU layer, two heads.
+
+    :param convolutional: puts two convolutions before the hidden layer.
+    """
+
+    def __init__(self, sizes: Sizes, convolutional: bool = False) -> None:
         super().__init__()
-        self.hidden = nn.Linear(sizes.data_dim, sizes.hidden_dim)
+        features = conv_features if convolutional else nn.Linear
+        self.hidden = features(sizes.data_dim, sizes.hidden_dim)
         self.loc = nn.Linear(sizes.hidden_dim, sizes.latent_dim)
         self.log_scale = nn.Linear(sizes.hidden_dim, sizes.latent_dim)
 
@@ -91,15 +114,21 @@ class VAE(nn.Module):
     :param name: prefix of the parameters' names, so that contenders share no parameter.
     :param decoder: a key of :data:`DECODERS`.
     :param shared_scale: one learned scale for all data dimensions instead of one each.
+    :param conv_encoder: whether the encoder begins with convolutions.
     """
 
     def __init__(
-        self, name: str, sizes: Sizes, decoder: str = "linear", shared_scale: bool = False
+        self,
+        name: str,
+        sizes: Sizes,
+        decoder: str = "linear",
+        shared_scale: bool = False,
+        conv_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.latent_dim = sizes.latent_dim
-        self.encoder = Encoder(sizes)
+        self.encoder = Encoder(sizes, conv_encoder)
         mean = DECODERS[decoder](sizes.latent_dim, sizes.data_dim)
         self.decoder = Decoder(mean, 1 if shared_scale else sizes.data_dim)
 
