@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -117,7 +118,8 @@ def _is_number(value: Any, number: float) -> bool:
 def _power(base: Any, exponent: Any) -> Any:
     if isinstance(base, Tensor) or isinstance(exponent, Tensor):
         return base**exponent
-    return torch.tensor(base, dtype=torch.float64).pow(exponent).item()
+    with np.errstate(all="ignore"):
+        return float(np.float64(base) ** exponent)
 
 
 def _log(value: Any) -> Any:
