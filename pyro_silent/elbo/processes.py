@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -17,8 +17,9 @@ from pyro_silent.errors import ConfigurationError
 from pyro_silent.nn import TwinDecoder
 from pyro_silent.schedules import Constant
 
-_taking: list[Any] = []
-"""Modules that take a step; one inside of another leaves the work to it."""
+_steps: list[dict[str, Any] | None] = []
+"""The step that is being taken, if any: parameters that it has visited, by name, if it is a first one. A
+module inside of another that takes a step leaves the work to it."""
 
 _checked: MutableMapping[nn.Module, Any] = WeakKeyDictionary()
 """By module of a loss, the wrapper that it took its first step in."""
@@ -35,25 +36,45 @@ def in_processes(module: Any, step: Callable[[], Any]) -> Any:
     :raises ConfigurationError: for a set-up in which processes would silently train different things.
     """
     ddp = DistributedDataParallel._get_active_ddp_module()
-    if ddp is None or _taking or not (module.training and torch.is_grad_enabled()):
+    if ddp is None or _steps or not (module.training and torch.is_grad_enabled()):
         return step()
-    _taking.append(module)
+    is_first = module not in _checked or _checked[module]() is not ddp
+    _steps.append({} if is_first else None)
     try:
         return _step(ddp, module, step)
     finally:
-        _taking.pop()
+        _steps.pop()
+
+
+def noted(step: Callable[[], Any]) -> Any:
+    """The loss of a step, whose parameters are noted if it is a first one."""
+    visited = _steps[-1] if _steps else None
+    if visited is None:
+        return step()
+    with poutine.trace(param_only=True) as seen:
+        loss = step()
+    for name, site in seen.trace.nodes.items():
+        if site["type"] == "param":
+            # in a module it may be torch's own, which has no such attribute
+            unconstrained = getattr(site["value"], "unconstrained", None)
+            visited[name] = unconstrained() if unconstrained else site["value"]
+    return loss
 
 
 def _step(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) -> Any:
     _check_join(ddp, module)
     parameters = [p for p in ddp.module.parameters() if p.requires_grad]
-    is_first = module not in _checked or _checked[module]() is not ddp
-    loss = _first_step(ddp, module, parameters, step) if is_first else step()
+    visited = _steps[-1]
+    if visited is not None:
+        _check_alike(ddp, module)
+    loss = step()
+    if visited is not None:
+        _check_known({**visited, **dict(ddp.module.named_parameters())}, set(parameters))
     _checked[module] = ref(ddp)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return loss
     resting = _resting(ddp, loss)
-    if is_first and resting and ddp.static_graph and hasattr(module.elbo, "schedule"):
+    if visited is not None and resting and ddp.static_graph and hasattr(module.elbo, "schedule"):
         raise ConfigurationError(
             "static_graph: got True, and the first step leaves a branch of a TwinDecoder at rest; "
             "DistributedDataParallel would never average the gradients of that branch. Leave it out."
@@ -129,35 +150,16 @@ def _at_end(callback: Callable[[], None]) -> None:
 # Set-ups that fail, and those that would not and should
 
 
-def _first_step(
-    ddp: DistributedDataParallel,
-    module: Any,
-    parameters: list[nn.Parameter],
-    step: Callable[[], Any],
-) -> Any:
-    """The loss of a step that looks around."""
-    _check_alike(ddp, module)
-    with poutine.trace(param_only=True) as seen:
-        loss = step()
-    known = set(parameters)
-    for name, site in seen.trace.nodes.items():
-        if site["type"] == "param":
-            unconstrained = getattr(site["value"], "unconstrained", None)
-            _check_known(name, unconstrained() if unconstrained else site["value"], known)
-    for name, parameter in ddp.module.named_parameters():
-        _check_known(name, parameter, known)
-    return loss
-
-
-def _check_known(name: str, parameter: Any, known: set[nn.Parameter]) -> None:
-    if isinstance(parameter, Tensor) and parameter.requires_grad and parameter not in known:
-        raise ConfigurationError(
-            f"parameter {name!r}: got one that DistributedDataParallel does not know, so each process "
-            "would train its own; expected the parameters of the wrapped module. Call the loss once "
-            "before it is wrapped, since autoguides make their parameters in the first call; hold "
-            "parameters in modules (nn.Parameter, PyroParam), not in pyro.param; and write "
-            "pyro.settings.set(module_local_params=True), or an older parameter of that name is used."
-        )
+def _check_known(visited: Mapping[str, Any], known: set[nn.Parameter]) -> None:
+    for name, parameter in visited.items():
+        if isinstance(parameter, Tensor) and parameter.requires_grad and parameter not in known:
+            raise ConfigurationError(
+                f"parameter {name!r}: got one that DistributedDataParallel does not know: each process "
+                "would train its own; expected the parameters of the wrapped module. Call the loss once "
+                "before it is wrapped, since autoguides make their parameters in the first call; hold "
+                "parameters in modules (nn.Parameter, PyroParam), not in pyro.param; and write "
+                "pyro.settings.set(module_local_params=True), or an older parameter of that name is used."
+            )
 
 
 def _check_alike(ddp: DistributedDataParallel, module: Any) -> None:

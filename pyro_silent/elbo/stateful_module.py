@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.infer.elbo import ELBOModule
 
-from pyro_silent.elbo.processes import Steps, in_processes
+from pyro_silent.elbo.processes import Steps, in_processes, noted
 from pyro_silent.errors import ConfigurationError
 
 
@@ -28,7 +28,8 @@ class StatefulELBOModule(ELBOModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The loss as a tensor, see ``differentiable_loss``."""
-        loss = in_processes(self, functools.partial(super().forward, *args, **kwargs))
+        step = functools.partial(super().forward, *args, **kwargs)
+        loss = in_processes(self, functools.partial(noted, step))
         if self.training and torch.is_grad_enabled():
             self.elbo.num_steps += 1
         return loss
