@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ddp_vae
 from tests import ddp_programs as programs
 
 ROOT = Path(__file__).parent.parent
@@ -218,3 +219,47 @@ def test_what_would_go_wrong_silently_is_refused(errors, name, message):
         with pytest.raises(ValueError, match=message):
             raise ValueError(error)
         assert error.startswith("ConfigurationError")
+
+
+def shares(**changed: Any) -> tuple[ddp_vae.Share, list[ddp_vae.Share], ddp_vae.Run]:
+    """What one process and two have done: the same, but for what is changed in the second process."""
+    run = ddp_vae.Run(torch.ones(3), 1.0, [2.0], steps=4, test_losses=[3.0, 2.0])
+    share = ddp_vae.Share(torch.ones(3), run, run, run)
+    second = share._replace(**{k: v for k, v in changed.items() if k in share._fields})
+    return share, [share, second], changed.get("back", run)
+
+
+OFF = ddp_vae.Run(torch.tensor([1.0, 1.0, 1.1]), 1.0, [2.0], steps=4, test_losses=[3.0, 2.0])
+
+
+def test_the_example_says_what_holds():
+    lines = ddp_vae.check_claims(2, *shares())
+    assert len(lines) == 5 and "bit-equal after 4 steps" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"gradient": torch.tensor([1.0, 1.0, 1.1])}, "gradients differ from those of one"),
+        ({"run": OFF}, "trainings differ from that of one process"),
+        ({"resumed": OFF}, "trainings that one process began differ"),
+        ({"back": OFF}, "trainings that one process ends differ"),
+        ({"annealed": OFF}, "annealed replicas differ"),
+        ({"annealed": OFF._replace(parameters=torch.ones(3), steps=3)}, r"steps \[3, 4\]"),
+    ],
+)
+def test_the_example_fails_when_its_claims_do_not_hold(changed, message):
+    with pytest.raises(SystemExit, match=message):
+        ddp_vae.check_claims(2, *shares(**changed))
+
+
+def test_without_lightning_its_example_says_so():
+    code = (
+        "import runpy, sys; sys.modules['lightning.pytorch'] = None; sys.argv[1:] = ['--smoke-test']; "
+        f"sys.path.insert(0, {str(ROOT / 'examples')!r}); "
+        f"runpy.run_path({str(ROOT / 'examples/lightning_vae.py')!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("skipped: lightning is not installed; pip install")
