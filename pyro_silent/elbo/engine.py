@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.discrete_sample import DiscreteSample, forgotten
+from pyro_silent.elbo.devices import check_program, check_site
 from pyro_silent.elbo.discrete import unvalidated
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
@@ -119,11 +120,18 @@ class TreatmentELBO(ELBO):
             records={},
             enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
-        use_closed_divergences(particle, self._memory)
-        _score_soft_values(particle)
-        self._score_guide(particle)
-        self._score_model(particle)
-        _weigh(particle)
+        try:
+            use_closed_divergences(particle, self._memory)
+            _score_soft_values(particle)
+            self._score_guide(particle)
+            self._score_model(particle)
+            _weigh(particle)
+        except RuntimeError as error:
+            for trace in (guide_trace, model_trace):
+                for site in trace.nodes.values():
+                    if site["type"] == "sample":
+                        check_site(site, error)
+            raise
         if is_validation_enabled():
             for trace in (particle.model_trace, particle.guide_trace):
                 for site in trace.nodes.values():
@@ -136,6 +144,16 @@ class TreatmentELBO(ELBO):
     ) -> tuple[Trace, Trace, dict[str, Treated]]:
         """Both traces and the guide's treatments; learns on the way whether the guide enumerates."""
         treatment = TreatmentMessenger(self.treat)
+        try:
+            return self._run_treated(model, guide, treatment, args, kwargs)
+        except RuntimeError as error:
+            latents = {name: treated.value for name, treated in treatment.treated.items()}
+            check_program(args, kwargs, latents, error)
+            raise
+
+    def _run_treated(
+        self, model: Any, guide: Any, treatment: TreatmentMessenger, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace, dict[str, Treated]]:
         if not self._enumerates:
             state = random_state() if self._enumerates is None else None
             try:
