@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ def _part(value: Any, tensors: list[Tensor], others: list[Any], places: dict[int
     if isinstance(value, dict):
         items = value.items()
         return (type(value), *[(key, _part(v, tensors, others, places)) for key, v in items])
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return (type(value), *[_part(item, tensors, others, places) for item in fields])
     others.append(value)
     return (type(value), id(value))
 

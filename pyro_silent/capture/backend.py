@@ -38,7 +38,10 @@ def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tup
     started = time.perf_counter()
     if backend == "inductor":
         try:
-            return _compiled(module, examples), time.perf_counter() - started
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, about its parts
+                run = _compiled(module, examples)
+            return run, time.perf_counter() - started
         except Exception as error:  # of the compiler, its toolchain or its cache: many types
             warnings.warn(
                 f"the captured graph runs uncompiled, since compiling it failed: {_first_line(error)}. "
@@ -60,7 +63,9 @@ def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs = [mode.from_tensor(example.detach(), static_shapes=True) for example in examples]
     with torch.no_grad(), tracing(TracingContext(mode)):
-        function: Any = torch._inductor.compile(module, [*inputs], options={"fallback_random": True})
+        function: Any = torch._inductor.compile(
+            module, [*inputs], options={"fallback_random": True}
+        )
 
     def run(inputs: list[Tensor]) -> Sequence[Tensor]:
         outputs: Sequence[Tensor] = function(*inputs)

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.capture.arguments import Arguments
+from pyro_silent.capture.arguments import Arguments, kind_of
 from pyro_silent.capture.backend import Run, prepare
 from pyro_silent.capture.graph import Graph, trace
 from pyro_silent.capture.inputs import Inputs, Stale, named
 from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import schedule_slots, uncounted
-from pyro_silent.capture.surroundings import Slot, Surroundings
+from pyro_silent.capture.surroundings import CACHE, Slot, Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
-from pyro_silent.elbo.random_state import random_state, restore
+from pyro_silent.elbo.random_state import RandomState, random_state, restore, same
 from pyro_silent.errors import CaptureError
+from pyro_silent.looking import capturing
 
 
 class Capture:
@@ -40,6 +41,7 @@ class Capture:
         self._surroundings = surroundings
         self._others = arguments.others  # alive, since signatures tell them by identity
         self._schedules = schedule_slots(program.loss)
+        self._fresh = False  # whether the inputs below are those of the last eager step
         self._graph: Graph
         self._inputs: Inputs
         self._run: Run
@@ -60,13 +62,25 @@ class Capture:
             undone(program.parameters.values()),
             uncounted(program.loss),
             without_looking(),
+            capturing(),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
             self._graph = trace(lambda: program.operators(args, kwargs), tensors, changing)
+        if self._graph.unowned and any(
+            s.label.startswith(CACHE) for s in self._surroundings.guards
+        ):
+            raise CaptureError(
+                "the programs take a tensor out of a cache, where it cannot be seen."
+            )
         label = self._surroundings.changed()
         if label is not None:
             raise CaptureError(f"running the programs changes {label}, which a graph would not do.")
+        for name, tensor in tensors.items():
+            if id(tensor) in trained and name in self._graph.inputs:  # an optimizer may move it
+                self._graph.before.setdefault(name, tensor.detach().clone())
+        self._fixed = {n: tensors[n].detach().clone() for n in self._graph.structural}
+        self._kinds = [kind_of(tensors[name]) for name in self._graph.inputs if name in tensors]
         self._state = random_state()
         self.trace_seconds = time.perf_counter() - started
 
@@ -81,25 +95,42 @@ class Capture:
             after = self.now(arguments)
         except Stale as stale:
             raise CaptureError(f"the step changes {stale}, which a graph would not do.") from stale
-        self._run, self.compile_seconds = prepare(self._graph.module, after, backend)
+        plain, _ = prepare(self._graph.module, after, "eager")
+        drawn = self._compare(plain, after, result)
+        if not same(drawn, random_state()):
+            raise CaptureError("the programs set the state of torch's random generator.")
+        if backend != "eager":
+            self._run, self.compile_seconds = prepare(self._graph.module, after, backend)
+            self._compare(self._run, after, result)
+        else:
+            self._run = plain
+        self._graph.before.clear()
+
+    def _compare(self, run: Run, after: list[Tensor], result: Any) -> RandomState:
+        """Run the graph from where the step began; returns where that leaves the random state."""
         written = self._graph.before
-        before = [written.get(name, tensor) for name, tensor in zip(self._graph.inputs, after)]
+        before = [
+            written[name].clone() if name in written else tensor
+            for name, tensor in zip(self._graph.inputs, after)
+        ]
         now = random_state()
         try:
             restore(self._state)
             with torch.no_grad():
-                outputs = self._run(before)
+                outputs = run(before)
+            drawn = random_state()
         finally:
             restore(now)
         compare_results(self.program.expected(result), outputs)
         compare_tensors(after, before, self._graph.inputs)
-        written.clear()
+        return drawn
 
     def refresh(self, arguments: Arguments) -> None:
         """Find the inputs anew, after a step that may have replaced some.
 
         :raises Stale: if they are not of the kind they were.
         """
+        self._fresh = False
         self._surroundings = self._surroundings.again()
         self.program.renew()
         slots = self._slots()
@@ -109,14 +140,20 @@ class Capture:
         for name in self._graph.inputs:
             if name not in tensors:
                 raise Stale(name)
+        kinds = [kind_of(tensors[n]) for n in self._graph.inputs if n not in self._graph.unowned]
+        if kinds != self._kinds:
+            raise Stale("a shape, a dtype or a device")
         names = [f"argument {i}" for i in range(len(arguments.tensors))]
-        self._inputs = Inputs(self._graph, tensors, names, slots, pinned)
+        self._inputs = Inputs(self._graph, tensors, names, slots, pinned, self._fixed)
+        self._fresh = True
 
     def now(self, arguments: Arguments) -> list[Tensor]:
         """The inputs of a step that the graph may take.
 
         :raises Stale: if it may not, saying what changed.
         """
+        if not self._fresh:
+            raise Stale("what the step consists of")
         label = self._surroundings.changed()
         if label is not None:
             raise Stale(label)

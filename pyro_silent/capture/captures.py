@@ -11,12 +11,13 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_silent.capture.arguments import Arguments, flatten
 from pyro_silent.capture.capture import Capture, Program
-from pyro_silent.capture.inputs import Stale
+from pyro_silent.capture.inputs import Doubtful, Stale
 from pyro_silent.capture.surroundings import Surroundings, surroundings
+from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.errors import CaptureError, CaptureWarning, ConfigurationError
 
-MAX_GRAPHS = 8
-"""Graphs for one signature, after which a program is taken to change all the time."""
+MAX_SIGNATURES = 64
+"""Kinds of arguments that are told apart, after which further ones are taken to change all the time."""
 
 PATIENCE = 10
 """Eager steps in a row, each because something changed, before that is said."""
@@ -52,6 +53,7 @@ class _Entry:
         self.refused: str | None = None
         self.moving = 0
         self.warned = False
+        self.others: list[Any] = []  # alive, since signatures tell them by identity
 
 
 class Captures:
@@ -60,6 +62,7 @@ class Captures:
     :param roots: places of the objects whose code runs in a step, by what to call them.
     :param make: makes the program once the first step has been taken.
     :param eagerly: takes a step as Pyro does.
+    :param max_graphs: how many there may be; a step that none of them fits is then taken eagerly.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Captures:
         eagerly: Callable[[tuple, dict], Any],
         backend: str,
         uncapturable: str,
+        max_graphs: int,
     ) -> None:
+        check_positive_int("max_graphs", max_graphs)
         if uncapturable not in CHOICES:
             raise ConfigurationError(
                 f'uncapturable: got {uncapturable!r}, expected "warn" (take the step as Pyro does, '
@@ -79,6 +84,7 @@ class Captures:
         self._make = make
         self._eagerly = eagerly
         self._backend = backend
+        self._max_graphs = max_graphs
         self._raises = uncapturable == "raise"
         self._entries: dict[Hashable, _Entry] = {}
         self._replays = self._eager_steps = 0
@@ -102,7 +108,10 @@ class Captures:
         key = (arguments.signature, _ambient(arguments))
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry()
+            entry = _Entry()
+            if len(self._entries) < MAX_SIGNATURES:
+                self._entries[key] = entry
+                entry.others = arguments.others
         why = None
         prevented = _prevented()
         if prevented is not None:
@@ -114,8 +123,14 @@ class Captures:
             except Stale as stale:
                 why = str(stale)
                 continue
+            try:
+                result = capture.replay(inputs)
+            except Doubtful as doubtful:
+                entry.captures.remove(capture)
+                why = str(doubtful)
+                break
             self._replays += 1
-            return capture.replay(inputs)
+            return result
         if entry.refused is None:
             entry.refused = _unfit(arguments)
         if entry.refused is not None:
@@ -158,8 +173,9 @@ class Captures:
         """A step that is traced and then taken eagerly; the next is taken by the graph."""
         assert entry.surroundings is not None
         around, entry.surroundings = entry.surroundings, None
-        if len(entry.captures) >= MAX_GRAPHS:
-            self._refuse(entry, f"there would be more than {MAX_GRAPHS} graphs for one signature.")
+        if self.statistics.graphs >= self._max_graphs:
+            reason = f"there are {self._max_graphs} graphs already, and none fits"
+            self._refuse(entry, f"{reason}. max_graphs=... allows more.")
             return self._step(args, kwargs)
         capture = None
         try:
@@ -174,8 +190,8 @@ class Captures:
                 capture.prepare(arguments, self._backend, result)
                 entry.captures.append(capture)
                 entry.moving = 0
-            except CaptureError as error:
-                self._refuse(entry, str(error))
+            except Exception as error:
+                self._refuse(entry, _reason(error))
         return result
 
     def _step(self, args: tuple, kwargs: dict) -> Any:

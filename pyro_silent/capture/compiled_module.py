@@ -22,7 +22,12 @@ class CompiledELBOModule(nn.Module):
     """..."""
 
     def __init__(
-        self, module: ELBOModule, *, backend: str = "inductor", uncapturable: str = "warn"
+        self,
+        module: ELBOModule,
+        *,
+        backend: str = "inductor",
+        uncapturable: str = "warn",
+        max_graphs: int = 16,
     ) -> None:
         if not isinstance(module, ELBOModule):
             raise ConfigurationError(
@@ -39,6 +44,7 @@ class CompiledELBOModule(nn.Module):
             self._call,
             backend,
             uncapturable,
+            max_graphs,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -84,7 +90,7 @@ class _Gradient(Program):
         trained = self._trained()
         gradients = _gradients(loss, trained)
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        return [loss.detach(), *(g for g in gradients if g is not None)]
+        return [loss.detach(), *(g for g in gradients if g is not None), *self.doubt()]
 
     def expected(self, result: Any) -> list[Tensor]:
         """Loss and gradients of an eager call, whose graph the user still needs."""
@@ -97,7 +103,7 @@ class _Gradient(Program):
         trained = self._trained()
         parameters = [trained[i] for i in self._reached]
         with torch.no_grad():
-            loss, *gradients = run(inputs)
+            loss, *gradients = self.trusted(run(inputs))
         if self._training and isinstance(self._compiled.module, StatefulELBOModule):
             count_step(self.loss)
         return _Found.apply(loss, gradients, *parameters) if parameters else loss

@@ -30,6 +30,7 @@ class CompiledSVI(SVI):
         *,
         backend: str = "inductor",
         uncapturable: str = "warn",
+        max_graphs: int = 16,
         **kwargs: Any,
     ) -> None:
         check_backend(backend)
@@ -37,9 +38,11 @@ class CompiledSVI(SVI):
         self.visited: dict[str, Tensor] = {}
         read = self.__getattribute__
         roots = {f"the {name}": (read, name) for name in ("model", "guide", "loss_object")}
-        self._steps = Captures(roots, lambda: TrainingStep(self), self._step, backend, uncapturable)
+        self._steps = Captures(
+            roots, lambda: TrainingStep(self), self._step, backend, uncapturable, max_graphs
+        )
         self._evaluations = Captures(
-            roots, lambda: _Evaluation(self), self._evaluate, backend, uncapturable
+            roots, lambda: _Evaluation(self), self._evaluate, backend, uncapturable, max_graphs
         )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -109,7 +112,7 @@ class _Evaluation(Program):
                 lambda: svi.loss(svi.model, svi.guide, *args, **kwargs), self.parameters
             )
         self._kind = type(loss) if isinstance(loss, tuple) else None
-        return as_tensors(loss)
+        return as_tensors(loss) + self.doubt()
 
     def expected(self, result: Any) -> list[Tensor]:
         """The losses."""
@@ -118,6 +121,6 @@ class _Evaluation(Program):
     def replay(self, run: Run, inputs: list[Tensor]) -> Any:
         """The loss as a float."""
         with torch.no_grad():
-            outputs = run(inputs)
+            outputs = self.trusted(run(inputs))
         losses = [output.item() for output in outputs]
         return losses[0] if self._kind is None else self._kind(losses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,10 @@ from pyro_silent.capture.surroundings import Slot
 
 class Stale(Exception):
     """The graph does not fit any more; the text says what changed."""
+
+
+class Doubtful(Stale):
+    """How the graph computes a term is not good enough any more at these values; it changed nothing."""
 
 
 def named(arguments: Arguments, slots: Sequence[Slot]) -> dict[str, Tensor]:
@@ -44,6 +48,7 @@ class Inputs:
     :param tensors: all that the step can reach, by name; see :func:`named`.
     :param arguments: names of the arguments among them, in the order of :class:`Arguments`.
     :param slots: the places of all others; a tensor may have several, which agree.
+    :param fixed: what the tensors held whose values decided the structure.
     :param pinned: identities of those that no other tensor may replace: parameters, whose optimizers
         know them by identity.
     """
@@ -55,6 +60,7 @@ class Inputs:
         arguments: Sequence[str],
         slots: Sequence[Slot],
         pinned: Set[int],
+        fixed: Mapping[str, Tensor],
     ) -> None:
         self._pinned = pinned
         self._names = graph.inputs
@@ -71,15 +77,8 @@ class Inputs:
         self._resting = [i for i, t in enumerate(self.tensors) if id(t) not in of_arguments]
         self._kinds = [kind_of(tensor) for tensor in self.tensors]
         self._looks = self._look()
-        # Arguments, and tensors no operator read, have their structural values compared as well.
-        self._fixed = [
-            _Fixed(i, self.tensors[i].detach().clone())
-            for i, name in enumerate(graph.inputs)
-            if name in graph.structural
-        ]
-        self._last = [
-            (self.tensors[f.position], self.tensors[f.position]._version) for f in self._fixed
-        ]
+        self._fixed = [_Fixed(position[name], copy) for name, copy in fixed.items()]
+        self._last: list[tuple[Tensor | None, int]] = [(None, 0) for _ in self._fixed]
 
     def now(self, arguments: Arguments) -> list[Tensor]:
         """The inputs of this step.

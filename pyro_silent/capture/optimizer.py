@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import is_scheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -27,7 +28,7 @@ class Updates:
         self._optimizers = [optimizer_of(optim, p) for p in self._parameters]
         self._rules = [_rule(optimizer) for optimizer in self._optimizers]
         self._groups = [optimizer.param_groups[0] for optimizer in self._optimizers]
-        self._settings = [settings_of(group) for group in self._groups]
+        self._settings = [list(group.items()) for group in self._groups]
         self._states = [o.state[p] for o, p in zip(self._optimizers, self._parameters)]
         self._counts = [
             (rule.before, group, state)
@@ -45,7 +46,7 @@ class Updates:
     @staticmethod
     def possible(optim: PyroOptim, parameters: dict[str, Tensor]) -> bool:
         """Whether every parameter's optimizer has a rule and nothing beside it."""
-        return type(optim).__call__ is PyroOptim.__call__ and all(
+        return type(optim).__call__ in _PLAIN and all(
             parameter in optim.optim_objs
             and not parameter.is_complex()
             and update_of(optimizer_of(optim, parameter)) is not None
@@ -54,12 +55,19 @@ class Updates:
 
     def count(self) -> None:
         """What the optimizers do with plain numbers before an update; then the numbers of this one."""
+        self._before = [(dict(g), s.get("step")) for _, g, s in self._counts]
         for count, group, state in self._counts:
             count(group, state)
         values = self._values_now()
         if values != self._values:
             self._values = values
             self.numbers.copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True)
+
+    def uncount(self) -> None:
+        """Take the last count back: that update did not happen."""
+        for (_, group, state), (old, step) in zip(self._counts, self._before):
+            group.update(old)
+            state["step"] = step
 
     def _values_now(self) -> list[float]:
         return [
@@ -68,27 +76,35 @@ class Updates:
             for value in rule.numbers(group, state)
         ]
 
-    def apply(self, gradients: list[Tensor]) -> None:
-        """Update every parameter by its gradient; part of the graph."""
+    def apply(self, gradients: list[Tensor], doubt: Tensor | None = None) -> None:
+        """Update every parameter by its gradient, unless in doubt; part of the graph."""
+        written = [*self._parameters]
+        written += [t for s in self._states for t in s.values() if isinstance(t, Tensor)]
+        before = [] if doubt is None else [tensor.clone() for tensor in written]
         start = 0
         for parameter, gradient, rule, group, state in zip(
             self._parameters, gradients, self._rules, self._groups, self._states
         ):
             end = start + len(rule.numbers(group, state))
             clipped = _clip(gradient, **self._optim._get_grad_clip_args(parameter))
-            rule.apply(parameter, clipped, state, group, self.numbers[start:end])
+            rule.apply(parameter, clipped, state, group, self.numbers[start:end].unbind())
             start = end
+        for tensor, value in zip(written, before):
+            tensor.copy_(value if doubt is None else torch.where(doubt, value, tensor))
 
     def constants(self) -> list:
         """What the graph takes for granted: rules, settings, clipping."""
         clips = [self._optim._get_grad_clip_args(p) for p in self._parameters]
-        return [*map(id, self._rules), *self._settings, *clips]
+        return [*map(id, self._rules), *map(settings_of, self._groups), *clips]
 
     def changed(self) -> bool:
         """Whether a setting other than the learning rate has another value now."""
-        for group, settings in zip(self._groups, self._settings):
-            if settings_of(group) != settings:
-                return True
+        for i, (group, known) in enumerate(zip(self._groups, self._settings)):
+            now = list(group.items())
+            if now != known:
+                if settings_of(group) != settings_of(dict(known)):
+                    return True
+                self._settings[i] = now
         return False
 
     def slots(self) -> list[Slot]:
@@ -106,6 +122,10 @@ class Updates:
                 if isinstance(value, Tensor):
                     slots.append(Slot(state.get, key, value, f"{key} of {name!r}"))
         return slots
+
+
+_PLAIN = (PyroOptim.__call__, PyroLRScheduler.__call__)
+"""Calls that do nothing but step each parameter's optimizer."""
 
 
 def optimizer_of(optim: PyroOptim, parameter: Tensor) -> Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -11,7 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_silent.capture.backend import Run
-from pyro_silent.capture.inputs import Stale
+from pyro_silent.capture.inputs import Doubtful, Stale
+from pyro_silent.capture.schedule import doubts_of, forget_answers
 from pyro_silent.capture.surroundings import Slot
 from pyro_silent.errors import CaptureError
 
@@ -30,6 +32,7 @@ class Program(ABC):
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self.parameters = parameters
         self._constants: tuple = ()
+        self._can_fail = False
 
     def begin(self) -> None:
         """Note what the trace takes for granted."""
@@ -37,7 +40,10 @@ class Program(ABC):
 
     @abstractmethod
     def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
-        """Take the step while it is traced; returns the results, the loss first."""
+        """Take the step while it is traced; returns the results, the loss first.
+
+        The last of them may be a doubt (:meth:`doubt`), which the replay reads.
+        """
 
     @abstractmethod
     def expected(self, result: Any) -> list[Tensor]:
@@ -71,6 +77,24 @@ class Program(ABC):
             for name, parameter in self.parameters.items()
             if _stored(name) is parameter
         ]
+
+    def doubt(self) -> list[Tensor]:
+        """A tensor that is true where the graph must not be relied on; none where it always may be."""
+        doubt = doubts_of(self.loss)
+        self._can_fail = doubt is not None
+        return [] if doubt is None else [doubt]
+
+    def trusted(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs of a run without the doubt.
+
+        :raises Doubtful: if there is reason for it.
+        """
+        if not self._can_fail:
+            return outputs
+        if outputs[-1].item():
+            forget_answers(self.loss)
+            raise Doubtful("how a term has to be computed")
+        return outputs[:-1]
 
     def check(self) -> None:
         """Look whether the graph may take this step.

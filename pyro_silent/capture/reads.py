@@ -139,6 +139,11 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
+            raise CaptureError(
+                f"{func.overloadpacket} at {user_location()} draws from a generator of its own; "
+                "draw from torch's global one."
+            )
         if not _LOOKS.isdisjoint(func.tags):
             looked_at = _tensors((args, kwargs))
             if func is torch.ops.aten.index.Tensor:  # of masks only; other indices leave no trace

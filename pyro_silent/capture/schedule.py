@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyro_silent.capture.surroundings import Slot
 from pyro_silent.elbo import AnnealedELBO
 
@@ -26,6 +29,25 @@ def parts_of(loss: Any) -> list[Any]:
     """A loss and those it is made of."""
     parts = [getattr(loss, name, None) for name in ("silent", "stochastic")]
     return [loss, *(part for part in parts if part is not None)]
+
+
+def doubts_of(loss: Any) -> Tensor | None:
+    """Whether some answer that a trace took from memory does not hold; the memories forget it."""
+    found = []
+    for part in parts_of(loss):
+        memory = getattr(part, "_memory", None)
+        if memory is not None:
+            found += memory.doubts.values()
+            memory.doubts.clear()
+    return torch.stack([doubt.any() for doubt in found]).any() if found else None
+
+
+def forget_answers(loss: Any) -> None:
+    """Have everything looked at again in the next step."""
+    for part in parts_of(loss):
+        memory = getattr(part, "_memory", None)
+        if memory is not None:
+            memory.answers.clear()
 
 
 def count_step(loss: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import functools
+import operator
+import os
 import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -88,6 +91,7 @@ def surroundings(
     )
 
 
+CACHE = "the cache of"
 _LIMIT = 20_000
 _LONG = 64  # a list of so many plain values is compared as a whole
 _ATOMS = (
@@ -115,12 +119,12 @@ _NOT_OF_MODULES = {
     # of Pyro's autoguides: what they learned from the model once, and plates that each run makes anew
     "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "_event_dims", "plates",
 }  # fmt: skip
-_COUNTERS = {
-    "num_steps",
-    "_silent_value",
-    "_warned",
-    "_plain",
-}  # of a loss, which change as it runs
+_DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrgetter"}
+"""Names that say that code reads attributes by other names than it shows."""
+
+_ENVIRONMENT = {"environ", "getenv"}
+_COUNTERS = {"num_steps", "_silent_value", "_warned", "_plain", "_memory"}
+"""Attributes of a loss that change as it runs; what they decide is looked at in other ways."""
 
 
 class _Walk:
@@ -132,6 +136,7 @@ class _Walk:
         self._names: set[str] = set()  # that reachable code mentions
         self._seen: dict[int, Any] = {}  # kept alive, so that no identity is used twice
         self._by_name: list[tuple[Mapping[str, Any], Callable, str]] = []
+        self._with_defaults: list[tuple[Mapping[str, Any], Set[str], str]] = []
         self._taken: set[tuple[int, str]] = set()
 
     def finish(self) -> None:
@@ -139,8 +144,15 @@ class _Walk:
         before = None
         while before != (before := (len(self._names), len(self.slots), len(self._by_name))):
             for attributes, read, label in list(self._by_name):
-                for name in self._names & attributes.keys():
+                dynamic = not _DYNAMIC.isdisjoint(self._names)
+                for name in attributes if dynamic else self._names & attributes.keys():
                     self._attribute(attributes, read, name, label)
+            for attributes, defaults, label in list(self._with_defaults):
+                for name in self._names & defaults - attributes.keys():
+                    read = functools.partial(_get_or_absent, attributes)
+                    self._attribute(attributes, read, name, label)
+        if not _ENVIRONMENT.isdisjoint(self._names):
+            self.contents.append((os.environ, dict(os.environ), "the environment"))
 
     def slot(self, read: Callable[[Any], Any], key: Any, label: str) -> None:
         """A place, and what can be reached through it."""
@@ -177,7 +189,7 @@ class _Walk:
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or ()):
             self.slot(cell.__getattribute__, "cell_contents", f"{name!r} in {label}")
-        for name in ("__defaults__", "__kwdefaults__"):
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
             if getattr(function, name):
                 self.slot(function.__getattribute__, name, f"{label}.{name}")
         if not _is_library(function) or function.__code__.co_filename.startswith("<"):
@@ -213,6 +225,16 @@ class _Walk:
 
     def _array(self, array: np.ndarray, label: str) -> None:
         self.contents.append((array, array.copy(), label))
+
+    def _bytes(self, value: Any, label: str) -> None:
+        self.contents.append((value, bytes(value), label))
+
+    def _getter(self, getter: Any, label: str) -> None:
+        self._names.update(part for name in getter.__reduce__()[1] for part in str(name).split("."))
+
+    def _cached(self, function: Any, label: str) -> None:
+        self.visit(function.__wrapped__, label)
+        self.slot(_misses, function, f"{CACHE} {label}")
 
     def _module(self, module: nn.Module, label: str) -> None:
         attributes = vars(module)
@@ -259,6 +281,8 @@ class _Walk:
         self.visit(type(value), type(value).__name__)
         attributes = getattr(value, "__dict__", {})
         self._by_name.append((attributes, attributes.__getitem__, label))
+        defaults = {name for base in type(value).__mro__[:-1] for name in vars(base)}
+        self._with_defaults.append((attributes, defaults, label))
         slots = [name for base in type(value).__mro__ for name in _slots_of(base)]
         if slots:
             members = {name: None for name in slots}
@@ -275,6 +299,9 @@ _FOLLOW: dict[Any, Callable[[_Walk, Any, str], None]] = {
     (dict, types.MappingProxyType): _Walk._mapping,
     (set, frozenset): _Walk._set,
     np.ndarray: _Walk._array,
+    (bytearray, memoryview, array.array): _Walk._bytes,
+    functools._lru_cache_wrapper: _Walk._cached,
+    (operator.attrgetter, operator.methodcaller): _Walk._getter,
     types.ModuleType: _Walk._python_module,
     type: _Walk._class,
     (property, staticmethod, classmethod, functools.cached_property): _Walk._property,
@@ -289,13 +316,29 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _get_or_absent(attributes: Mapping[str, Any], name: str) -> Any:
+    """What an object has of its own; a class attribute of the name shows where that is nothing."""
+    return attributes.get(name, _ABSENT)
+
+
+_ABSENT = type("Absent", (), {})
+
+
 def _is_library(item: Any) -> bool:
     return (getattr(item, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
 def _slots_of(cls: type) -> tuple[str, ...]:
     slots = vars(cls).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    private = f"_{cls.__name__.lstrip('_')}"  # as Python writes names like __weight in a class
+    return tuple(private + n if n.startswith("__") and not n.endswith("__") else n for n in names)
+
+
+def _misses(cached: Any) -> tuple[int, int]:
+    """What changes when a cache is filled or cleared, and not when it is read."""
+    info = cached.cache_info()
+    return info.misses, info.currsize
 
 
 def _length(container: Any) -> int:
@@ -308,10 +351,16 @@ def _same(now: Any, value: Any) -> bool:
         return False
     if isinstance(value, types.MethodType):
         return now.__func__ is value.__func__ and now.__self__ is value.__self__
-    return isinstance(value, _ATOMS) and bool(now == value)
+    return isinstance(value, (*_ATOMS, tuple)) and _is_plain(value) and bool(now == value)
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, tuple) or all(isinstance(item, _ATOMS) for item in value)
 
 
 def _equal(container: Any, copy: Any) -> bool:
+    if isinstance(copy, bytes):
+        return bytes(container) == copy
     if isinstance(copy, np.ndarray):
         return np.array_equal(container, copy, equal_nan=copy.dtype.kind in "fc")
     return len(container) == len(copy) and type(copy)(container) == copy

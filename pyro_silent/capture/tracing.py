@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Number
 from typing import Any
 
+import numpy as np
 import pyro
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_silent.elbo.random_state import random_state, restore
+from pyro_silent.errors import CaptureError
 
 
 def _item(value: Any) -> Any:
@@ -53,22 +56,38 @@ _NAMES = {original.__name__ for original in _SUBSTITUTES}
 
 @contextmanager
 def undone(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Inside, parameters have no gradient; gradients, param store and random state come back."""
+    """Inside, parameters have no gradient; gradients, param store and random states come back.
+
+    :raises CaptureError: if Python's or numpy's generator was drawn from, which no graph does.
+    """
     gradients = [(parameter, parameter.grad) for parameter in parameters]
     store = pyro.get_param_store()
     kept = [
         (kind, dict(kind)) for kind in (store._params, store._param_to_name, store._constraints)
     ]
     state = random_state()
+    others = random.getstate(), np.random.get_state()
     for parameter, _ in gradients:
         parameter.grad = None
     try:
         yield
     finally:
         restore(state)
+        drawn = random.getstate() != others[0] or not _same(np.random.get_state(), others[1])
+        random.setstate(others[0])
+        np.random.set_state(others[1])
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for entries, before in kept:
             if entries.keys() != before.keys():
                 entries.clear()
                 entries.update(before)
+    if drawn:
+        raise CaptureError(
+            "the programs draw from Python's or numpy's random generator, and a graph would repeat what "
+            "they drew. Draw from torch's, or pass the numbers as an argument."
+        )
+
+
+def _same(state: Any, other: Any) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(state, other, strict=True))

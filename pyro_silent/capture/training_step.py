@@ -10,7 +10,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_silent.capture.backend import Run
-from pyro_silent.capture.inputs import Stale
+from pyro_silent.capture.inputs import Doubtful, Stale
 from pyro_silent.capture.optimizer import Updates
 from pyro_silent.capture.program import Program, as_tensors, run_once
 from pyro_silent.capture.schedule import count_step
@@ -82,11 +82,12 @@ class TrainingStep(Program):
         gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained.values()
         ]
+        doubt = self.doubt()
         if self._updates is None:
-            return losses + gradients
+            return losses + gradients + doubt
         with torch.no_grad():
-            self._updates.apply(gradients)
-        return losses
+            self._updates.apply(gradients, *doubt)
+        return losses + doubt
 
     def expected(self, result: Any) -> list[Tensor]:
         """The losses: gradients are gone."""
@@ -116,6 +117,12 @@ class TrainingStep(Program):
             self._updates.count()
         with torch.no_grad():
             outputs = run(inputs)
+        try:
+            outputs = self.trusted(outputs)
+        except Doubtful:
+            if self._updates is not None:
+                self._updates.uncount()
+            raise
         if self._updates is None:
             number = len(outputs) - len(self._trained)
             outputs, gradients = outputs[:number], outputs[number:]

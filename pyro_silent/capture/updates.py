@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,8 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
-Apply = Callable[[Tensor, Tensor, dict, dict, Tensor], None]
+Numbers = Sequence[Tensor]
+Apply = Callable[[Tensor, Tensor, dict, dict, Numbers], None]
 
 
 class Update(NamedTuple):
@@ -33,25 +34,28 @@ def update_of(optimizer: Optimizer) -> Update | None:
     if rule is None or len(optimizer.param_groups) != 1:
         return None
     group = optimizer.param_groups[0]
-    if list(group)[:2] != ["params", "lr"] or len(group["params"]) != 1:
-        return None
-    if any(isinstance(value, Tensor) for value in group.values()):
+    if len(group["params"]) != 1 or any(isinstance(value, Tensor) for value in group.values()):
         return None
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return None if any(hooks) else rule
 
 
-def settings_of(group: dict) -> list:
-    """The settings of a parameter group that are constants of a graph: all but the learning rate."""
-    return list(group.values())[2:]
+def settings_of(group: dict) -> dict:
+    """The settings of a parameter group that are constants of a graph."""
+    constants = {key: value for key, value in group.items() if key not in _NUMBERS}
+    return {**constants, "has momentum": bool(group.get("momentum"))}
 
 
-def _learning_rate(group: dict, state: dict) -> tuple[float, ...]:
-    return (group["lr"],)
+_NUMBERS = ("params", "lr", "betas", "momentum", "initial_lr")
+"""What schedulers move, which the graph reads anew in each step, and what no update reads."""
 
 
-def _learning_rate_and_step(group: dict, state: dict) -> tuple[float, ...]:
-    return group["lr"], float(state["step"])
+def _adams_numbers(group: dict, state: dict) -> tuple[float, ...]:
+    return (group["lr"], *group["betas"])
+
+
+def _clipped_adams_numbers(group: dict, state: dict) -> tuple[float, ...]:
+    return (group["lr"], *group["betas"], float(state["step"]))
 
 
 def _decay(group: dict, state: dict) -> None:
@@ -59,62 +63,64 @@ def _decay(group: dict, state: dict) -> None:
     state["step"] += 1
 
 
-def _adam(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor) -> None:
-    if group.get("maximize"):
+def _sgds_numbers(group: dict, state: dict) -> tuple[float, ...]:
+    return group["lr"], group["momentum"]
+
+
+def _adam(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers) -> None:
+    rate, beta1, beta2 = numbers
+    if group["maximize"]:
         gradient = -gradient
     if group["weight_decay"]:
         if group.get("decoupled_weight_decay"):
-            parameter.mul_((1 - numbers[0] * group["weight_decay"]).to(parameter.dtype))
+            parameter.mul_((1 - rate * group["weight_decay"]).to(parameter.dtype))
         else:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
     state["step"].add_(1)
-    step = state["step"].to(numbers.dtype)
+    step = state["step"].to(rate.dtype)
     first, second = state["exp_avg"], state["exp_avg_sq"]
-    beta1, beta2 = group["betas"]
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    first.lerp_(gradient, (1 - beta1).to(first.dtype))
+    second.mul_(beta2).add_((1 - beta2) * gradient * gradient)
     if group["amsgrad"]:
         largest = state["max_exp_avg_sq"]
         largest.copy_(torch.maximum(largest, second))
         second = largest
-    size = numbers[0] / (1 - beta1**step)
+    size = rate / (1 - beta1**step)
     spread = second.sqrt() / (1 - beta2**step).sqrt() + group["eps"]
     parameter.sub_((size * (first / spread)).to(parameter.dtype))
 
 
 def _clipped_adam(
-    parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor
+    parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers
 ) -> None:
+    rate, beta1, beta2, step = numbers
     gradient = gradient.clamp(-group["clip_norm"], group["clip_norm"])
     if group["weight_decay"] != 0:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     first, second = state["exp_avg"], state["exp_avg_sq"]
-    beta1, beta2 = group["betas"]
-    first.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    first.mul_(beta1).add_((1 - beta1) * gradient)
     deviation = gradient - first if group["centered_variance"] else gradient
-    second.mul_(beta2).addcmul_(deviation, deviation, value=1 - beta2)
-    rate, step = numbers[0], numbers[1]
+    second.mul_(beta2).add_((1 - beta2) * deviation * deviation)
     size = rate * (1 - beta2**step).sqrt() / (1 - beta1**step)
     parameter.sub_((size * (first / (second.sqrt() + group["eps"]))).to(parameter.dtype))
 
 
-def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Tensor) -> None:
+def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers) -> None:
+    rate, momentum = numbers
     if group["maximize"]:
         gradient = -gradient
     if group["weight_decay"] != 0:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     if group["momentum"] != 0:
-        momentum = state["momentum_buffer"]
-        momentum.mul_(group["momentum"]).add_(gradient, alpha=1 - group["dampening"])
-        gradient = (
-            gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        )
-    parameter.sub_((numbers[0] * gradient).to(parameter.dtype))
+        buffer = state["momentum_buffer"]
+        buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+        gradient = gradient + momentum * buffer if group["nesterov"] else buffer
+    parameter.sub_((rate * gradient).to(parameter.dtype))
 
 
 _RULES: dict[Any, Update] = {
-    torch.optim.Adam: Update(_learning_rate, _adam),
-    torch.optim.AdamW: Update(_learning_rate, _adam),
-    torch.optim.SGD: Update(_learning_rate, _sgd),
-    ClippedAdam: Update(_learning_rate_and_step, _clipped_adam, _decay),
+    torch.optim.Adam: Update(_adams_numbers, _adam),
+    torch.optim.AdamW: Update(_adams_numbers, _adam),
+    torch.optim.SGD: Update(_sgds_numbers, _sgd),
+    ClippedAdam: Update(_clipped_adams_numbers, _clipped_adam, _decay),
 }

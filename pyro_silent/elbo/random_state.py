@@ -15,6 +15,13 @@ def random_state() -> RandomState:
     return torch.get_rng_state(), cuda
 
 
+def same(state: RandomState, other: RandomState) -> bool:
+    """Whether two states lead to the same numbers."""
+    if not torch.equal(state[0], other[0]) or (state[1] is None) is not (other[1] is None):
+        return False
+    return state[1] is None or all(map(torch.equal, state[1], other[1]))
+
+
 def restore(state: RandomState) -> None:
     """Go back to a state."""
     torch.set_rng_state(state[0])
