@@ -143,7 +143,7 @@ def step_memory(step: Callable[[], object], warm_up_calls: int = 3) -> StepMemor
     return StepMemory(max(itertools.accumulate(changes)), max(changes))
 
 
-def _resident_bytes(field: str) -> int:
+def resident_bytes(field: str = "VmRSS") -> int:
     """Return ``VmRSS`` (now) or ``VmHWM`` (peak) of this process (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     line = next(line for line in lines if line.startswith(field + ":"))
@@ -152,10 +152,10 @@ def _resident_bytes(field: str) -> int:
 
 def resident_peak(call: Callable[[], object]) -> int:
     """Return how far the process grows at most during a call, where ``CLEAR_REFS`` exists."""
-    before = _resident_bytes("VmRSS")
+    before = resident_bytes()
     CLEAR_REFS.write_text("5")  # proc(5): sets the peak back to the current size
     call()
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 def measure_in_subprocess(script: str, seed: int, case: Any) -> dict[str, Any]:

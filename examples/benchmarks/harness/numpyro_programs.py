@@ -74,7 +74,7 @@ def poisson(covariates: Array, groups: Array, counts: Array) -> None:
         numpyro.sample("visits", dist.Poisson(rate), obs=counts)
 
 
-REGRESSIONS = {
+REGRESSIONS: dict[str, Callable[..., None]] = {
     "eight schools": eight_schools,
     "regression": line,
     "logistic regression": logistic,
