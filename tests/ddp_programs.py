@@ -93,6 +93,31 @@ class Regression(PyroModule):
             pyro.sample("y", dist.Normal(loc, noise), obs=x[:, 0])
 
 
+class Methods(nn.Module):
+    """Model and guide are methods of one module, which calls pyro.module; it has idle parameters too."""
+
+    def __init__(self, loss: Any = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(DATA, CODE), nn.Linear(CODE, DATA)
+        self.idle = nn.Linear(2, 2)
+        self.elbo = (loss or SilentELBO())(self.model, self.guide)
+
+    def model(self, x: Tensor, size: int) -> None:
+        pyro.module("methods", self)
+        with rows(x, size):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(CODE), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, size: int) -> None:
+        pyro.module("methods", self)
+        with rows(x, size):
+            pyro.sample("z", dist.Normal(self.encoder(x), 0.3).to_event(1))
+
+    def forward(self, x: Tensor, size: int) -> Tensor:
+        loss: Tensor = self.elbo(x, size)
+        return loss
+
+
 def rows(x: Tensor, size: int | None) -> Any:
     """A plate of these rows, of ``size`` in all."""
     return pyro.plate("rows", len(x) if size is None else size, subsample_size=len(x))
@@ -228,30 +253,6 @@ def gradient_of_uneven_minibatches(rank: int, folder: Path) -> Any:
 
 @check
 def gradient_of_a_wrapper(rank: int, folder: Path) -> Any:
-    """Model and guide are methods of one module, which calls pyro.module."""
-
-    class Methods(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.decoder = nn.Linear(DATA, CODE), nn.Linear(CODE, DATA)
-            self.idle = nn.Linear(2, 2)
-            self.elbo = SilentELBO()(self.model, self.guide)
-
-        def model(self, x: Tensor, size: int) -> None:
-            pyro.module("methods", self)
-            with rows(x, size):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(CODE), 1.0).to_event(1))
-                pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
-
-        def guide(self, x: Tensor, size: int) -> None:
-            pyro.module("methods", self)
-            with rows(x, size):
-                pyro.sample("z", dist.Normal(self.encoder(x), 0.3).to_event(1))
-
-        def forward(self, x: Tensor, size: int) -> Tensor:
-            loss: Tensor = self.elbo(x, size)
-            return loss
-
     torch.manual_seed(0)
     with pyro.settings.context(module_local_params=False):
         module = Methods()
@@ -408,6 +409,18 @@ def uneven(rank: int, folder: Path) -> Any:
     with quiet(), Join([ddp, module]):
         trained(ddp, optimizer, data()[rank::WORLD], 0, 2)
     return {"parameters": values(module), "steps": (uneven_steps, module.elbo.num_steps)}
+
+
+@check
+def uneven_wrapper(rank: int, folder: Path) -> Any:
+    """The same, where the loss's module has no parameters."""
+    pyro.clear_param_store()
+    with pyro.settings.context(module_local_params=False):
+        module = Methods(GumbelRaoELBO(temperature=Linear(1.0, 0.5, num_steps=5)))
+        ddp = DDP(module)
+        with quiet(), Join([ddp, module.elbo]):
+            trained(ddp, adam(ddp), data()[rank::WORLD], 0, 2 + rank)
+    return module.elbo.elbo.num_steps
 
 
 @check

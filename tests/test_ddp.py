@@ -198,6 +198,7 @@ def test_uneven_inputs_keep_the_steps_together(results):
     ours, theirs = results("uneven")
     assert ours["steps"] == theirs["steps"] == (5, 7)
     assert all(map(torch.equal, ours["parameters"].values(), theirs["parameters"].values()))
+    assert results("uneven_wrapper") == [3, 3]
     ours, theirs = results("uneven_without_a_schedule")
     assert all(map(torch.equal, ours.values(), theirs.values()))
 

@@ -38,7 +38,7 @@ def in_processes(module: Any, step: Callable[[], Any]) -> Any:
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is None or _steps or not (module.training and torch.is_grad_enabled()):
         return step()
-    is_first = module not in _checked or _checked[module]() is not ddp
+    is_first = wrapper_of(module) is not ddp
     _steps.append({} if is_first else None)
     try:
         return _step(ddp, module, step)
@@ -59,6 +59,12 @@ def noted(step: Callable[[], Any]) -> Any:
             unconstrained = getattr(site["value"], "unconstrained", None)
             visited[name] = unconstrained() if unconstrained else site["value"]
     return loss
+
+
+def wrapper_of(module: Any) -> DistributedDataParallel | None:
+    """The wrapper that a module took its last step in."""
+    wrapper: DistributedDataParallel | None = _checked[module]() if module in _checked else None
+    return wrapper
 
 
 def _step(ddp: DistributedDataParallel, module: Any, step: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro.infer.elbo import ELBOModule
 
-from pyro_silent.elbo.processes import Steps, in_processes, noted
+from pyro_silent.elbo.processes import Steps, in_processes, noted, wrapper_of
 from pyro_silent.errors import ConfigurationError
 
 
@@ -52,12 +52,14 @@ class StatefulELBOModule(ELBOModule):
     @property
     def join_device(self) -> torch.device:
         """Where processes talk to each other."""
-        return next(self.parameters()).device
+        ddp = wrapper_of(self)
+        return next(self.parameters(), torch.empty(0)).device if ddp is None else ddp.device
 
     @property
     def join_process_group(self) -> Any:
-        """All processes."""
-        return torch.distributed.group.WORLD
+        """Those that talk: all, before the first step."""
+        ddp = wrapper_of(self)
+        return torch.distributed.group.WORLD if ddp is None else ddp.process_group
 
 
 def known(number: Callable[[], float | None]) -> float | None:
