@@ -93,6 +93,9 @@ _LIBRARY_ROOTS = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
     for path in (torch.__file__, pyro.__file__, __file__)
 )
+MODES = ("torch.utils._device", "torch.overrides")
+"""Modules between a call of torch and its implementation, such as the mode of the default device."""
+
 _STANDARD_LIBRARY = os.path.dirname(os.path.abspath(contextlib.__file__)) + os.sep
 
 

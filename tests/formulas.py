@@ -91,7 +91,7 @@ def dense_linear(function: Callable[[Tensor], Tensor], num_inputs: int) -> tuple
 def gauss_hermite(num_nodes: int = 60) -> tuple[Tensor, Tensor]:
     """Nodes and weights with ``E f(e) = sum_i w_i f(x_i)`` for a standard normal ``e``."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
-    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    return torch.as_tensor(nodes), torch.as_tensor(weights / weights.sum())
 
 
 def gauss_hermite_grid(num_dims: int, num_nodes: int = 40) -> tuple[Tensor, Tensor]:

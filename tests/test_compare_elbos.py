@@ -20,6 +20,7 @@ import compare_elbos_problems as example_problems
 from compare_elbos_report import page
 from compare_elbos_training import LOSSES, training_claims
 from pyro_silent import SilentELBO, compare
+from tests.devices import seeded
 
 DOCS = Path(__file__).parent.parent / "docs"
 NUM_BITS = 3
@@ -36,7 +37,7 @@ BIASED |= {"ST-GS, tau 0.5": 2.5, "GumbelRaoELBO, tau 0.5": 1.5}
 def linear():
     """The problem with the linear decoder, tiny."""
     pyro.set_rng_seed(0)
-    digits = torch.rand(8, 784, generator=torch.Generator().manual_seed(1))
+    digits = torch.rand(8, 784, generator=seeded(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_problems, "digits_of", lambda data_dir: (digits, digits))
         return example_problems.binary_code(NUM_BITS, 4, False, None)

@@ -15,6 +15,7 @@ from pyro_silent import (
     LeaveOneOutELBO,
     SilentELBO,
 )
+from tests.devices import here
 
 # The second device has no values; where there is a GPU, tests run on it and this is still the second.
 OTHER = "meta"
@@ -26,8 +27,7 @@ def on_other(*shape: int) -> torch.Tensor:
 
 def programs(**devices: str):
     """A VAE with its encoder, decoder, data and prior on devices of choice."""
-    here = torch.get_default_device()
-    on = {name: devices.get(name, here) for name in ("encoder", "decoder", "data", "prior")}
+    on = {name: devices.get(name, here()) for name in ("encoder", "decoder", "data", "prior")}
     encoder, decoder = nn.Linear(4, 2).to(on["encoder"]), nn.Linear(2, 4).to(on["decoder"])
 
     def model(x):

@@ -20,6 +20,7 @@ from pyro_silent.discrete_sample.sample import (
     opaque,
 )
 from pyro_silent.discrete_sample.table import INTEGRAL_RULES, RULES
+from pyro_silent.errors import MODES
 
 
 def samples_in(arguments: Any) -> Iterator[DiscreteSample]:
@@ -180,7 +181,7 @@ def in_validation() -> bool:
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if not name.startswith(
-            ("pyro_silent.discrete_sample", "torch._tensor", "torch.functional")
+            ("pyro_silent.discrete_sample", "torch._tensor", "torch.functional", *MODES)
         ):
             return name.startswith(_CHECKERS)
         frame = frame.f_back

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_silent.errors import MODES
 
 _METADATA = frozenset(
     getattr(attribute, "__get__", attribute)
@@ -69,8 +72,10 @@ def _is_in_place(func: Callable) -> bool:
 
 def _is_validation() -> bool:
     """Whether torch.distributions looks at the value, as it does to check arguments."""
-    caller = sys._getframe(2).f_globals.get("__name__", "")
-    return caller.startswith("torch.distributions")
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(MODES):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals["__name__"].startswith("torch.distributions")
 
 
 class DependenceTracker(Messenger):

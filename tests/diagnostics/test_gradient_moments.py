@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pyro_silent.diagnostics.gradient_moments import _CHUNK, GradientMoments
 from pyro_silent.diagnostics.running import Running
+from tests.devices import seeded
 from tests.diagnostics import gradient_oracle as oracle
 
 ROLES = {"a": {"guide"}, "b": {"model"}, "c": {"guide", "model"}}
@@ -24,7 +25,7 @@ Samples = list[dict[str, Tensor]]
 
 
 def draw(n: int, seed: int, mean: float = 0.0, spread: float = 1.0) -> Samples:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return [
         {
             name: mean
@@ -153,7 +154,7 @@ def test_one_sample_has_no_figures():
 
 @pytest.mark.parametrize("size", [_CHUNK - 1, _CHUNK, 2 * _CHUNK + 17])
 def test_long_gradients_are_taken_in_pieces(size):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     g, r = torch.randn(2, 4, size, generator=generator, dtype=torch.float64)
     g, s = 0.1 + g, torch.randn(size, generator=generator, dtype=torch.float64)
     moments = moments_of([{"a": x} for x in g], {"a": s}, [{"a": x} for x in r])
@@ -186,7 +187,7 @@ def test_sparse_gradients():
 
 @pytest.mark.parametrize("conjugate", [False, True], ids=["plain", "lazily conjugated"])
 def test_a_complex_gradient_is_one_of_real_and_imaginary_parts(conjugate):
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     g = torch.randn(5, 3, generator=generator, dtype=torch.complex128)
     array = torch.cat([g.real, -g.imag if conjugate else g.imag], -1).numpy()
     found = moments_of([{"a": x} for x in (g.conj() if conjugate else g)], {}).figures()["all"]

@@ -22,6 +22,7 @@ from pyro_silent import ConfigurationError, SilentELBO, train_and_compare
 from pyro_silent.diagnostics import training_run
 from pyro_silent.diagnostics.random_stream import RandomStream
 from pyro_silent.diagnostics.trained_tensors import TrainedTensors
+from tests.devices import seeded
 from tests.diagnostics.training_programs import (
     TwinVAE,
     Watcher,
@@ -130,7 +131,7 @@ def test_evaluations_do_not_disturb_the_training():
 
 
 def test_a_loader_with_a_generator_of_its_own():
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     state = generator.get_state()
     loader = torch.utils.data.DataLoader(X, batch_size=1, shuffle=True, generator=generator)
     watcher = Watcher()

@@ -19,6 +19,7 @@ from pyro_silent.discrete_sample import (
     index_sample,
     one_hot_sample,
 )
+from tests.devices import seeded
 
 KINDS = ("index", "bernoulli", "one_hot")
 
@@ -116,7 +117,7 @@ def check(
     """Values, gradients of the codes and gradients of the operands of one program."""
     operands = [op.clone().requires_grad_(op.is_floating_point()) for op in operands]
     plain_result = outputs(program(*(latent.plain() for latent in latents), *operands))
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     weights = [
         torch.randint(-16, 17, tensor.shape, generator=generator).double() / 8  # exact in float16
         for tensor in plain_result

@@ -7,6 +7,7 @@ import torch
 
 from pyro_silent.discrete_sample import contraction, dispatch, structure
 from pyro_silent.discrete_sample.factor import Factor
+from tests.devices import seeded
 from tests.discrete_sample.oracle import check, latent
 from tests.discrete_sample.rows import ROWS
 
@@ -15,7 +16,7 @@ BY_NAME = {row.name: row for row in ROWS}
 
 def run(name: str) -> None:
     torch.set_default_dtype(torch.float64)
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     row = BY_NAME[name]
     latents = [latent(kind, shape, n, generator) for kind, shape, n in row.latents]
     check(row.program, latents, [torch.randn(shape, generator=generator) for shape in row.operands])

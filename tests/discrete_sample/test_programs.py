@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.devices import seeded
 from tests.discrete_sample.oracle import check, latent
 
 NUMBER = st.integers(-2, 3)
@@ -61,7 +62,7 @@ ENDS = [
     steps=st.lists(st.one_of(STEPS), max_size=3), end=st.sampled_from(ENDS), seed=st.integers(0, 9)
 )
 def test_programs_of_one_index(steps, end, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     z = latent("index", (2, 2), 3, generator)
     table = torch.randn(4, 3, dtype=torch.double, generator=generator)
 
@@ -102,7 +103,7 @@ AGAIN = [
     seed=st.integers(0, 9),
 )
 def test_programs_of_two_latents(first, pair, again, move, end, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     latents = [latent(first, (2, 2), 3, generator), latent("index", (2, 2), 3, generator)]
     table = torch.randn(4, 3, dtype=torch.double, generator=generator)
 

@@ -14,6 +14,7 @@ from pyro_silent.discrete_sample import (
     index_sample,
     one_hot_sample,
 )
+from tests.devices import seeded
 from tests.discrete_sample.oracle import Latent, latent, loss, outputs
 from tests.discrete_sample.rows import CASTS, JOINING, OPERATORS, SUMS, TABLES, binary, index
 
@@ -51,7 +52,7 @@ def extension(program, latents, codes, chosen, operands, weights):
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_row(row):
     torch.set_default_dtype(torch.float64)
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     latents = [latent(kind, shape, n, generator) for kind, shape, n in row.latents]
     operands = [torch.randn(shape, generator=generator).requires_grad_() for shape in row.operands]
     plain = outputs(row.program(*(latent.plain() for latent in latents), *operands))
@@ -101,7 +102,7 @@ def test_row(row):
     ids=str,
 )
 def test_values_do_not_depend_on_grad_mode(row):
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     (kind, shape, n) = row.latents[0]
     logits = torch.randn(*shape, n, generator=generator)
     operands = [torch.randn(shape, generator=generator) for shape in row.operands]

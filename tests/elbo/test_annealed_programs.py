@@ -29,6 +29,7 @@ from pyro_silent import (
     SilentELBO,
     TwinDecoder,
 )
+from tests.devices import seeded
 from tests.elbo.agreement import assert_close
 from tests.elbo.annealed_programs import (
     CODE,
@@ -111,7 +112,7 @@ def plain(model: Callable, guide: Callable, data: Tensor | None = None) -> Progr
 
 def start(name: str, rows: int, columns: int = CODE) -> Tensor:
     """A parameter whose first values are drawn without disturbing the seed of the run."""
-    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    generator = seeded(sum(map(ord, name)))
     return P(name, 0.5 * torch.randn(rows, columns, generator=generator))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_silent import SilentELBO
 from pyro_silent.expectation import gaussian
 from pyro_silent.random_tensor.affine import Affine
+from tests.devices import seeded
 from tests.elbo.agreement import assert_close, evaluate, gradients_of
 from tests.elbo.oracle import negative_elbo
 
@@ -105,7 +106,7 @@ def read(z: Tensor, plates: str, target: str, how: str) -> Tensor:
 def parameter(name: str, *shape: int) -> Tensor:
     """A parameter whose start depends on its name alone."""
     seed = sum(ord(c) * (i + 1) for i, c in enumerate(name))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return pyro.param(name, lambda: 0.6 * torch.randn(shape, generator=generator).double())
 
 

@@ -37,7 +37,7 @@ POINTS = {0: 1, 1: 1, 2: 64, 3: 20, 4: 14, 5: 9, 6: 6}
 def hermite(count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights for the expectation under N(0, 1), exact to degree ``2 count - 1``."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
-    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    return torch.as_tensor(nodes), torch.as_tensor(weights / weights.sum())
 
 
 def panels(cuts: Sequence[float], per_panel: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def panels(cuts: Sequence[float], per_panel: int) -> tuple[Tensor, Tensor]:
     half = np.diff(edges)[:, None] / 2
     nodes = (edges[:-1, None] + half * (x + 1)).ravel()
     density = np.exp(-0.5 * nodes**2) / math.sqrt(2 * math.pi)
-    return torch.from_numpy(nodes), torch.from_numpy((half * w).ravel() * density)
+    return torch.as_tensor(nodes), torch.as_tensor((half * w).ravel() * density)
 
 
 def location_and_root(distribution: Distribution) -> tuple[Tensor, Tensor]:

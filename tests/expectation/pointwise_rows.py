@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
+from tests.devices import seeded
 from tests.random_tensor.sources import Source
 
 Program = Callable[..., Tensor]
 
 
 def _leaf(seed: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return (0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
 
 

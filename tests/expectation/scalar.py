@@ -48,7 +48,7 @@ def points(mean: float, std: float, kinks: Sequence[float] = ()) -> tuple[Tensor
     edges = np.unique(np.concatenate([np.linspace(low, high, int(4 * REACH) + 1), inside]))
     half = np.diff(edges)[:, None] / 2
     x = edges[:-1, None] + half * (_NODES + 1)
-    return torch.from_numpy(x.ravel()), torch.from_numpy((half * _WEIGHTS).ravel())
+    return torch.as_tensor(x.ravel()), torch.as_tensor((half * _WEIGHTS).ravel())
 
 
 def reference(

@@ -25,6 +25,7 @@ from pyro_silent import (
     variance,
 )
 from pyro_silent.expectation.quadrature import QuadratureWarning
+from tests.devices import seeded
 from tests.expectation import dense
 from tests.expectation.pointwise_rows import ROWS, Row, bernoulli, index, mvn, normal, one_hot
 from tests.oracles import Moments
@@ -48,7 +49,7 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
 
 def gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of a fixed random linear function of a tensor; zero for an unused leaf."""
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     total = (weight * value).sum()
     if not total.requires_grad:

@@ -59,7 +59,7 @@ def test_smooth_functions_to_a_millionth(name: str, std: float) -> None:
 
 def test_a_fixed_rule_would_not_pass() -> None:
     """What the accuracy above is worth: 32 Gauss-Hermite nodes against the same truth."""
-    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(32))
+    nodes, weights = (torch.as_tensor(a) for a in np.polynomial.hermite_e.hermegauss(32))
     for name, std in (("tanh", 3.0), ("softplus", 10.0), ("log1p(x^2)", 1.0), ("exp", 10.0)):
         function, _ = SMOOTH[name]
         value = (weights / weights.sum()) @ function(0.4 + std * nodes)
