@@ -13,9 +13,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import ddp_vae
+from pyro_silent import AnnealedELBO, Constant, GumbelRaoELBO, Linear, RelaxedELBO, SilentELBO
+from pyro_silent.elbo import processes
 from tests import ddp_programs as programs
 
 ROOT = Path(__file__).parent.parent
@@ -220,6 +223,22 @@ def test_what_would_go_wrong_silently_is_refused(errors, name, message):
         with pytest.raises(ValueError, match=message):
             raise ValueError(error)
         assert error.startswith("ConfigurationError")
+
+
+@pytest.mark.parametrize(
+    "loss, expected",
+    [
+        (Trace_ELBO(), False),
+        (SilentELBO(), False),
+        (GumbelRaoELBO(temperature=Constant(0.5)), False),
+        (GumbelRaoELBO(temperature=Linear(1.0, 0.5, num_steps=5)), True),
+        (AnnealedELBO(SilentELBO(), Trace_ELBO(), 0.5), False),
+        (AnnealedELBO(SilentELBO(), Trace_ELBO(), lambda step: 0.5), True),
+        (AnnealedELBO(SilentELBO(), RelaxedELBO(lambda step: 1.0), 0.5), True),
+    ],
+)
+def test_losses_whose_steps_matter(loss, expected):
+    assert processes._follows_schedule(loss) is expected
 
 
 def shares(**changed: Any) -> tuple[ddp_vae.Share, list[ddp_vae.Share], ddp_vae.Run]:
