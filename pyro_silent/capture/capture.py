@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_silent.capture.arguments import Arguments, kind_of
 from pyro_silent.capture.backend import Run, prepare
 from pyro_silent.capture.graph import Graph, trace
-from pyro_silent.capture.inputs import Inputs, Stale, named
+from pyro_silent.capture.inputs import Inputs, Stale, named, pattern_of
 from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import schedule_slots, uncounted
 from pyro_silent.capture.surroundings import CACHE, Slot, Surroundings
@@ -57,9 +57,10 @@ class Capture:
         program.begin()
         tensors = named(arguments, self._slots())
         trained = {id(parameter) for parameter in program.parameters.values()}
+        leaves = [t for t in tensors.values() if t.requires_grad and t.is_leaf]
         changing = frozenset(name for name, tensor in tensors.items() if id(tensor) in trained)
         with (
-            undone(program.parameters.values()),
+            undone([*leaves, *program.parameters.values()]),
             uncounted(program.loss),
             without_looking(),
             capturing(),
@@ -67,6 +68,13 @@ class Capture:
         ):
             warnings.simplefilter("ignore")
             self._graph = trace(lambda: program.operators(args, kwargs), tensors, changing)
+        for name in self._graph.inputs:
+            tensor = tensors.get(name)
+            if tensor is not None and tensor.requires_grad and id(tensor) not in trained:
+                raise CaptureError(
+                    f"{name} requires a gradient and is no parameter that the step visits, so its "
+                    "gradient would be lost. Register it with pyro.param or pyro.module, or detach it."
+                )
         if self._graph.unowned and any(
             s.label.startswith(CACHE) for s in self._surroundings.guards
         ):
@@ -79,6 +87,7 @@ class Capture:
         for name, tensor in tensors.items():
             if id(tensor) in trained and name in self._graph.inputs:  # an optimizer may move it
                 self._graph.before.setdefault(name, tensor.detach().clone())
+        self._pattern = pattern_of(arguments, self._slots())
         self._fixed = {n: tensors[n].detach().clone() for n in self._graph.structural}
         self._kinds = [kind_of(tensors[name]) for name in self._graph.inputs if name in tensors]
         self._state = random_state()
@@ -143,6 +152,8 @@ class Capture:
         kinds = [kind_of(tensors[n]) for n in self._graph.inputs if n not in self._graph.unowned]
         if kinds != self._kinds:
             raise Stale("a shape, a dtype or a device")
+        if pattern_of(arguments, slots) != self._pattern:
+            raise Stale("which places hold one and the same tensor")
         names = [f"argument {i}" for i in range(len(arguments.tensors))]
         self._inputs = Inputs(self._graph, tensors, names, slots, pinned, self._fixed)
         self._fresh = True

@@ -35,6 +35,13 @@ def named(arguments: Arguments, slots: Sequence[Slot]) -> dict[str, Tensor]:
     return tensors
 
 
+def pattern_of(arguments: Arguments, slots: Sequence[Slot]) -> list[int]:
+    """Which places hold one tensor: for each the first one that holds the same."""
+    tensors = arguments.tensors + [s.value for s in slots if isinstance(s.value, Tensor)]
+    first: dict[int, int] = {}
+    return [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
+
+
 class _Fixed(NamedTuple):
     """An input whose values decided the structure: what they were."""
 

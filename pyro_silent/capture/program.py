@@ -30,7 +30,7 @@ class Program(ABC):
     loss: Any
 
     def __init__(self, parameters: dict[str, Tensor]) -> None:
-        self.parameters = parameters
+        self.parameters = dict(sorted(parameters.items()))
         self._constants: tuple = ()
         self._can_fail = False
 
@@ -62,7 +62,7 @@ class Program(ABC):
 
         :raises Stale: if that step is not the one that was traced.
         """
-        self.parameters = dict(self.visited())
+        self.parameters = dict(sorted(self.visited().items()))
         if self.constants() != self._constants:
             raise Stale("what the step consists of")
 
@@ -72,11 +72,8 @@ class Program(ABC):
 
     def slots(self) -> list[Slot]:
         """The places of parameters, and of objects and tensors of the program's own."""
-        return [
-            Slot(_stored, name, parameter, f"parameter {name!r}")
-            for name, parameter in self.parameters.items()
-            if _stored(name) is parameter
-        ]
+        names = list(pyro.get_param_store()._params)
+        return [Slot(_stored, name, _stored(name), f"parameter {name!r}") for name in names]
 
     def doubt(self) -> list[Tensor]:
         """A tensor that is true where the graph must not be relied on; none where it always may be."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any, TypeAlias
 
 import torch
@@ -23,8 +25,18 @@ _NONE: Origins = frozenset()
 
 _LOOKS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _MASKS = {torch.bool, torch.uint8}
-_WITHOUT_DISPATCH = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
-"""Methods that hand out values although no operator runs."""
+_WITHOUT_DISPATCH = {
+    Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__,
+    Tensor.__reduce_ex__, Tensor.storage, torch.tensor_split, Tensor.tensor_split,
+}  # fmt: skip
+"""Functions that read values although no operator runs."""
+
+_UNDECLARED = {
+    torch.ops.aten.native_batch_norm.default: (3, 4),
+    torch.ops.aten.cudnn_batch_norm.default: (3, 4),
+    torch.ops.aten.miopen_batch_norm.default: (3, 4),
+}
+"""Positions of arguments (running means and variances) that an operator writes and does not declare."""
 
 
 class Reads:
@@ -71,8 +83,8 @@ class Reads:
         changing = sorted(origins & self._changing)
         if changing:
             raise CaptureError(
-                f"the program's structure depends on a value that changes with each step: {what} at "
-                f"{user_location()} reads {', '.join(changing)}. Write it with torch.where or another "
+                f"the program's structure depends on a value that changes with each step: {what} "
+                f"{_place()} reads {', '.join(changing)}. Write it with torch.where or another "
                 "operator on tensors, or take this step with pyro.infer.SVI."
             )
         self.structural |= origins
@@ -109,6 +121,20 @@ class Reads:
         self._origins[key] = origins
 
 
+def _place() -> str:
+    """Where a value is read: in Pyro's or our own code, where that is so, and in the user's."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch", "pyro_silent.capture", "contextlib")):
+            break
+        frame = frame.f_back
+    place = f"at {user_location()}"
+    if frame is not None and frame.f_globals.get("__name__", "").startswith("pyro"):
+        return f"in {frame.f_globals['__name__']}:{frame.f_lineno}, called {place},"
+    return place
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -119,6 +145,8 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     """The arguments that an operator writes to."""
+    if func in _UNDECLARED:
+        return [args[i] for i in _UNDECLARED[func] if isinstance(args[i], Tensor)]
     if not func._schema.is_mutable:
         return []
     declared = func._schema.arguments
@@ -164,5 +192,6 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _WITHOUT_DISPATCH:
-            self._reads.look([args[0]], f"Tensor.{func.__name__}")
+            looked_at = args[1:] if func.__name__ == "tensor_split" else args[:1]
+            self._reads.look(_tensors(looked_at), f"Tensor.{func.__name__}")
         return func(*args, **(kwargs or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import builtins
 import functools
 import operator
 import os
@@ -22,6 +23,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_silent.errors import CaptureError
+from pyro_silent.random_tensor.program import is_cache
 
 
 class Slot(NamedTuple):
@@ -85,8 +87,8 @@ def surroundings(
         walk.visit(other, label)
     walk.finish()
     return Surroundings(
-        tuple(slot for slot in walk.slots if not isinstance(slot.value, Tensor)),
-        tuple(slot for slot in walk.slots if isinstance(slot.value, Tensor)),
+        tuple(slot for slot in walk.slots if type(slot.value) not in _TENSORS),
+        tuple(slot for slot in walk.slots if type(slot.value) in _TENSORS),
         tuple(walk.contents),
     )
 
@@ -98,8 +100,9 @@ _ATOMS = (
     int, float, complex, str, bytes, bool, type(None), type(...), range, slice, Enum, np.generic,
     torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
 )  # fmt: skip
+_TENSORS = (Tensor, nn.Parameter)
 _OPAQUE = (
-    Trace, ParamStoreDict, _Context, torch.Generator, weakref.ref, types.BuiltinFunctionType,
+    ParamStoreDict, _Context, torch.Generator, weakref.ref, types.BuiltinFunctionType,
     types.GeneratorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket,
 )  # fmt: skip
 _LIBRARIES = {"torch", "pyro", "pyro_silent", "numpy", "scipy", *sys.stdlib_module_names}
@@ -149,8 +152,7 @@ class _Walk:
                     self._attribute(attributes, read, name, label)
             for attributes, defaults, label in list(self._with_defaults):
                 for name in self._names & defaults - attributes.keys():
-                    read = functools.partial(_get_or_absent, attributes)
-                    self._attribute(attributes, read, name, label)
+                    self._absent(attributes, name, label)
         if not _ENVIRONMENT.isdisjoint(self._names):
             self.contents.append((os.environ, dict(os.environ), "the environment"))
 
@@ -185,6 +187,10 @@ class _Walk:
             self._taken.add((id(attributes), name))
             self.slot(read, name, f"{label}.{name}")
 
+    def _absent(self, attributes: Mapping, name: str, label: str) -> None:
+        """A name that would hide another, once it is there."""
+        self._attribute(attributes, functools.partial(_get_or_absent, attributes), name, label)
+
     def _function(self, function: types.FunctionType, label: str) -> None:
         names = function.__code__.co_freevars
         for name, cell in zip(names, function.__closure__ or ()):
@@ -198,6 +204,10 @@ class _Walk:
                 self._names.add(name)
                 if name in variables:
                     self._attribute(variables, variables.__getitem__, name, "global")
+                elif hasattr(builtins, name):
+                    self._absent(variables, name, "global")
+            if vars(function):
+                self._by_name.append((vars(function), vars(function).__getitem__, label))
 
     def _method(self, method: types.MethodType, label: str) -> None:
         self.visit(method.__self__, f"{label}'s object")
@@ -225,6 +235,12 @@ class _Walk:
 
     def _array(self, array: np.ndarray, label: str) -> None:
         self.contents.append((array, array.copy(), label))
+
+    def _trace(self, trace: Trace, label: str) -> None:
+        for name, node in trace.nodes.items():
+            for key in ("value", "fn"):
+                if key in node:
+                    self.slot(node.__getitem__, key, f"{key} of {name!r} in {label}")
 
     def _bytes(self, value: Any, label: str) -> None:
         self.contents.append((value, bytes(value), label))
@@ -254,9 +270,11 @@ class _Walk:
             self._by_name.append((vars(module), vars(module).__getitem__, label))
 
     def _class(self, cls: type, label: str) -> None:
-        for base in cls.__mro__:
+        for i, base in enumerate(cls.__mro__):
             if not _is_library(base):
                 attributes = vars(base)
+                inherited = {name for other in cls.__mro__[i + 1 :] for name in vars(other)}
+                self._with_defaults.append((attributes, inherited, base.__name__))
                 self._by_name.append((attributes, attributes.__getitem__, base.__name__))
                 for name, value in attributes.items():
                     if name.startswith("__") and callable(value):
@@ -272,6 +290,8 @@ class _Walk:
         attributes = getattr(value, "__dict__", {})
         if _is_library(type(value)):
             for name in attributes.keys() - _COUNTERS:
+                if is_cache(name):
+                    continue
                 self._attribute(attributes, attributes.__getitem__, name, label)
         else:
             self._later(value, label)
@@ -298,6 +318,7 @@ _FOLLOW: dict[Any, Callable[[_Walk, Any, str], None]] = {
     (list, tuple, deque): _Walk._sequence,
     (dict, types.MappingProxyType): _Walk._mapping,
     (set, frozenset): _Walk._set,
+    Trace: _Walk._trace,
     np.ndarray: _Walk._array,
     (bytearray, memoryview, array.array): _Walk._bytes,
     functools._lru_cache_wrapper: _Walk._cached,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import torch_item, zero_grads
 from pyro.util import warn_if_nan
 from torch import Tensor
@@ -37,7 +38,7 @@ class TrainingStep(Program):
 
     def renew(self) -> None:
         """Meet the parameters and optimizers of the last eager step."""
-        self.parameters = dict(self.visited())
+        self.parameters = dict(sorted(self.visited().items()))
         self._meet()
         super().renew()
 
@@ -70,10 +71,7 @@ class TrainingStep(Program):
                     f"parameter {name!r} has a hook, which a graph would not call. Remove it, or take "
                     "steps with pyro.infer.SVI."
                 )
-        svi = self._svi
-        loss = run_once(
-            lambda: svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs), self.parameters
-        )
+        loss = run_once(lambda: self._loss_and_gradients(args, kwargs), self.parameters)
         gained = {name for name, p in self.parameters.items() if p.grad is not None}
         if not gained <= self._trained.keys():
             raise CaptureError("two runs of the programs give gradients to different parameters.")
@@ -88,6 +86,14 @@ class TrainingStep(Program):
         with torch.no_grad():
             self._updates.apply(gradients, *doubt)
         return losses + doubt
+
+    def _loss_and_gradients(self, args: tuple, kwargs: dict) -> Any:
+        svi = self._svi
+        if isinstance(self.loss, TraceEnum_ELBO):  # its loss_and_grads makes floats on the way
+            loss = self.loss.differentiable_loss(svi.model, svi.guide, *args, **kwargs)
+            loss.backward()
+            return loss.detach()
+        return svi.loss_and_grads(svi.model, svi.guide, *args, **kwargs)
 
     def expected(self, result: Any) -> list[Tensor]:
         """The losses: gradients are gone."""
