@@ -2,15 +2,16 @@
 
 A regression, logistic regression and a Poisson hierarchy under AutoNormal, from the same parameters, in
 single precision on one core. L-BFGS and Adam on the captured ``SilentELBO``; Adam under Pyro's losses
-in ``SVI``; Adam in NumPyro's jitted ``SVI``; each Adam at its best of five learning rates. Claims: the
+in ``SVI``; Adam in NumPyro's jitted ``SVI``; each Adam at its best of four learning rates. Claims: the
 faster of ours takes at most 1/30 of the time of any loss of Pyro, and at most 1/5 of that of NumPyro's
-jitted updates. Tracing and compiling is not in these times: it is printed beside them, as is NumPyro
-with several steps in one jitted loop.
+jitted updates; to stay is to be there at 20 looks in a row, 5 steps apart. Tracing and compiling is not
+in these times: it is printed beside them, as is NumPyro with several steps in one jitted loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +30,8 @@ from harness.races import HOLD, captured_lbfgs, captured_race, numpyro_race, pyr
 from harness.report import Target, benchmark_parser, finish, table
 
 RELATIVE_GAP = 1e-3
-LEARNING_RATES = (0.1, 0.03, 0.3, 0.01, 0.003)  # those that do best first, to save time
+RIVALS = [name for name in PYRO_LOSSES if name != SILENT]
+LEARNING_RATES = (0.1, 0.03, 0.3, 0.01)  # those that do best first, to save time
 
 
 def optimum(case: Case, max_iter: int) -> float:
@@ -69,7 +71,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         return fit
 
     runs: dict[str, Callable[[float, float], fitting.Fit]] = {CAPTURED: captured}
-    for loss in PYRO_LOSSES:
+    for loss in RIVALS:
         runs[loss] = partial(pyro_race, case, loss, target)
     if installed("numpyro"):
         for name in (NUMPYRO, NUMPYRO_LOOP):
@@ -84,39 +86,35 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
             "run": chosen.name,
             "touch": chosen.seconds_to(target),
             "stay": chosen.seconds_to(target, hold),
+            "given": min(fit.seconds[-1] for fit in tried),
         }
     return {"optimum": best, "fits": figures, "seconds of trace and compile": compiling}
 
 
-def claims(case: Case, fits: dict[str, dict[str, float]], patience: float) -> list[Target]:
+def claims(case: Case, fits: dict[str, dict[str, float]]) -> list[Target]:
     """Return the ratios to the best of Pyro's losses and to NumPyro.
 
-    Where a rival never came to stay, the time it was given stands for what it would have taken.
+    Where a rival never came to stay, the time that all its runs were given stands for what it takes.
     """
 
     def seconds(name: str) -> float:
-        return min(fits[name]["stay"], patience)
+        fit = fits[f"Adam + {name}"]
+        return fit["stay"] if fit["stay"] < math.inf else fit["given"]
 
     ours = min(fits[name]["stay"] for name in fits if CAPTURED in name)
-    pyros = min(seconds(f"Adam + {loss}") for loss in PYRO_LOSSES if loss != SILENT)
-    targets = [
-        Target(
-            f"time to stay within 1e-3, captured / best of Pyro's losses, {case.name}",
-            ours / pyros,
-            1 / 30,
-        )
-    ]
-    name = f"Adam + {NUMPYRO}"
-    if name in fits:
-        claim = f"time to stay within 1e-3, captured / {NUMPYRO}, {case.name}"
-        targets.append(Target(claim, ours / seconds(name), 1 / 5))
+    claim = "time to stay within 1e-3, captured / {}, {}"
+    pyros = min(seconds(loss) for loss in RIVALS)
+    targets = [Target(claim.format("best of Pyro's losses", case.name), ours / pyros, 1 / 30)]
+    if f"Adam + {NUMPYRO}" in fits:
+        ratio = ours / seconds(NUMPYRO)
+        targets.append(Target(claim.format(NUMPYRO, case.name), ratio, 1 / 5))
     return targets
 
 
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--patience", type=float, default=20.0, help="seconds for a run of Adam")
+    parser.add_argument("--patience", type=float, default=4.0, help="seconds for a run of Adam")
     parser.add_argument("--backend", default="inductor", help="of the captured loss")
     arguments = parser.parse_args()
     if arguments.smoke_test:
@@ -136,7 +134,7 @@ def main() -> int:
         figures[case.name] = measured
         for fit in measured["fits"].values():
             rows.append([case.name, fit["run"], 1e3 * fit["touch"], 1e3 * fit["stay"]])
-        targets += claims(case, measured["fits"], arguments.patience)
+        targets += claims(case, measured["fits"])
         compiling[case.name] = measured["seconds of trace and compile"]
     print(table(["to 1e-3 of the optimum", "by, at its best", "ms to touch", "ms to stay"], rows))
     for name, seconds in compiling.items():
