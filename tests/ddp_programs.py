@@ -479,7 +479,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=WORLD,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=180),
     )
     results: dict[str, Any] = {}
     for name, function in CHECKS.items():

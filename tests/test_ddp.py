@@ -22,7 +22,7 @@ from pyro_silent.elbo import processes
 from tests import ddp_programs as programs
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 200  # for both processes, which need about 10 on an idle core
+SECONDS = 400  # for both processes, which need about 10 on idle cores
 
 Results = Callable[[str], list[Any]]
 
