@@ -1,5 +1,6 @@
 """Run every benchmark and write one report: ``benchmarks.md`` and ``benchmarks.json``.
 
+The scripts of ``examples/benchmarks`` run in turn, and ``examples/ddp_vae.py`` for several processes.
 The exit code is 1 if a script broke or missed a target. ``make bench`` calls this.
 """
 
@@ -23,6 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from harness.peers import versions  # noqa: E402
 
 SCRIPTS = Path(__file__).resolve().parents[1]
+# An example that is a growth curve too: over the number of processes. It keeps its figures itself.
+PROCESSES = SCRIPTS.parent / "ddp_vae.py"
 
 
 def processor() -> str:
@@ -45,7 +48,7 @@ def run(script: Path, smoke_test: bool, out: Path) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    written = json.loads(out.read_text()) if out.exists() else {"figures": {}, "targets": []}
+    written = json.loads(out.read_text()) if out.is_file() else {"figures": {}, "targets": []}
     return {
         "script": script.name,
         "exit code": done.returncode,
@@ -93,10 +96,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these scripts alone")
     arguments = parser.parse_args()
     scripts = sorted(path for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text())
+    scripts.append(PROCESSES)
     if arguments.only:
         unknown = set(arguments.only) - {script.stem for script in scripts}
         if unknown:
-            parser.error(f"--only: no script {', '.join(sorted(unknown))} in {SCRIPTS}")
+            parser.error(f"--only: no script {', '.join(sorted(unknown))}")
         scripts = [script for script in scripts if script.stem in arguments.only]
     environment = {
         "python": platform.python_version(),
