@@ -19,8 +19,27 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_silent.errors import CaptureError
+
 # missing in old versions of torch, where nothing here can be compiled either
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
+
+
+_CAPTURING = False
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Inside, a step is traced on real values, to be taken by its graph from then on.
+
+    Answers come from memory, and whether they hold is traced along: the doubts stay in the memories.
+    """
+    global _CAPTURING
+    _CAPTURING = True
+    try:
+        yield
+    finally:
+        _CAPTURING = False
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -74,6 +93,8 @@ class Memory:
 
 def read(value: Any, *memories: Memory) -> float:
     """A loss as a float; with it is read whether remembered answers hold, and those that do not go."""
+    if _CAPTURING and isinstance(value, Tensor):
+        return value.detach()  # type: ignore[return-value]  # a graph has no floats
     doubts = [(memory, doubt) for memory in memories for doubt in memory.doubts.values()]
     if not doubts or not isinstance(value, Tensor):
         return torch_item(value)
@@ -123,6 +144,7 @@ class Decision:
         self.answer: Any = None
         self._memory: Memory | None = None
         self._can_look = can_look(like)
+        self._is_traced = _CAPTURING and not torch._C._functorch.is_batchedtensor(like)
         self.looks = self._can_look
         if _TERMS:
             term = _TERMS[-1]
@@ -132,6 +154,10 @@ class Decision:
             if not may_look(like):
                 self.answer = self._memory.answers.get(self._key)
                 self.looks = self._can_look and self.answer is None
+        if self._is_traced and self.answer is None:
+            raise CaptureError(
+                f"how to compute a term ({question}) depends on values, which no step before decided."
+            )
 
     def keep(self, answer: Any) -> None:
         """Remember what was found by looking."""
@@ -141,7 +167,7 @@ class Decision:
     @property
     def can_be_verified(self) -> bool:
         """Whether a remembered answer was used for values that are there."""
-        return self._can_look and not self.looks
+        return (self._can_look or self._is_traced) and not self.looks
 
     def verify(self, holds: Tensor) -> None:
         """Hand over, without looking, whether the remembered answer holds."""

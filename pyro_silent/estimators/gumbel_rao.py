@@ -10,6 +10,7 @@ from pyro_silent.estimators.binary_expectation import binary_derivative
 from pyro_silent.estimators.conditional_gumbels import bernoulli_derivative, one_hot_product
 from pyro_silent.estimators.estimator import Draw, Estimator, Temperature, weigh
 from pyro_silent.estimators.point_set import POINT_SETS
+from pyro_silent.estimators.traced import traced_bernoulli_derivative, traced_one_hot_product
 
 
 class GumbelRao(Estimator):
@@ -90,15 +91,12 @@ class GumbelRao(Estimator):
         if num_categories == 1:
             return torch.zeros_like(gradient)
         if num_categories > 2 and self.num_gumbels is not None:
-            return one_hot_product(
-                draw.log_probs,
-                draw.hard,
-                gradient,
-                temperature,
-                self.num_gumbels,
-                self.points,
-                draw.generator(),
-            )
+            settings = (temperature, self.num_gumbels, self.points)
+            if isinstance(draw.seed, Tensor):
+                law = (draw.log_probs, draw.hard, gradient)
+                product: Tensor = traced_one_hot_product(*law, *settings, draw.seed)
+                return product
+            return one_hot_product(draw.log_probs, draw.hard, gradient, *settings, draw.generator())
         log_odds = (draw.log_probs[..., 0] - draw.log_probs[..., 1]) * (2 * draw.hard[..., 0] - 1)
         derivative = self._derivative(log_odds, draw, temperature)
         product = weigh(derivative, gradient[..., 0] - gradient[..., 1])
@@ -112,6 +110,8 @@ class GumbelRao(Estimator):
         """E[s (1 - s) / tau], given that a value with these log odds was drawn."""
         if self.num_gumbels is None:
             return binary_derivative(log_odds, temperature)
-        return bernoulli_derivative(
-            log_odds, temperature, self.num_gumbels, self.points, draw.generator()
-        )
+        settings = (temperature, self.num_gumbels, self.points)
+        if isinstance(draw.seed, Tensor):
+            derivative: Tensor = traced_bernoulli_derivative(log_odds, *settings, draw.seed)
+            return derivative
+        return bernoulli_derivative(log_odds, *settings, draw.generator())

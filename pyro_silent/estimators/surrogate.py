@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from pyro_silent.errors import PyroSilentError
+from pyro_silent.estimators.traced import is_traced
 
 
 class Draw(NamedTuple):
@@ -18,13 +19,14 @@ class Draw(NamedTuple):
     :ivar log_probs: one-hot: normalised log probabilities, shape ``[*, n]``; Bernoulli: the logits.
     :ivar hard: the value that was returned, same shape.
     :ivar perturbed: ``log_probs`` plus the noise that decided (Gumbel or logistic), where it is kept.
-    :ivar seed: of what is drawn in the backward pass, where anything is.
+    :ivar seed: of what is drawn in the backward pass, where anything is; a tensor while a graph is
+        traced.
     """
 
     log_probs: Tensor
     hard: Tensor
     perturbed: Tensor | None
-    seed: int | None = None
+    seed: int | Tensor | None = None
 
     @property
     def noisy(self) -> Tensor:
@@ -40,14 +42,15 @@ class Draw(NamedTuple):
         """
         if self.seed is None:
             return None
-        return torch.Generator(device=self.hard.device).manual_seed(self.seed)
+        return torch.Generator(device=self.hard.device).manual_seed(int(self.seed))
 
 
-def new_seed(like: Tensor) -> int | None:
+def new_seed(like: Tensor) -> int | Tensor | None:
     """A seed from the global random state of the CPU, which no device has to wait for."""
     if isinstance(like, FakeTensor) or like.is_meta:
         return None
-    return int(torch.empty((), dtype=torch.int64).random_())
+    seed = torch.empty((), dtype=torch.int64, device="cpu").random_()
+    return seed if is_traced() else int(seed)
 
 
 class Surrogate(torch.autograd.Function):
