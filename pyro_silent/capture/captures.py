@@ -12,12 +12,12 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro_silent.capture.arguments import Arguments, flatten
 from pyro_silent.capture.capture import Capture, Program
 from pyro_silent.capture.inputs import Doubtful, Stale
-from pyro_silent.capture.surroundings import Surroundings, surroundings
+from pyro_silent.capture.surroundings import Slot, Surroundings, surroundings
 from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.errors import CaptureError, CaptureWarning, ConfigurationError
 
 MAX_SIGNATURES = 64
-"""Kinds of arguments that are told apart, after which further ones are taken to change all the time."""
+"""Kinds of arguments that are remembered at a time."""
 
 PATIENCE = 10
 """Eager steps in a row, each because something changed, before that is said."""
@@ -45,21 +45,26 @@ class CaptureStatistics(NamedTuple):
 
 
 class _Entry:
-    """What is known of one signature."""
+    """What is known of one signature.
 
-    def __init__(self) -> None:
+    :ivar watched: what the programs read, as it was at the end of the last step.
+    :ivar others: arguments, alive since signatures tell them by identity.
+    """
+
+    def __init__(self, others: list[Any]) -> None:
+        self.others = others
         self.captures: list[Capture] = []
-        self.surroundings: Surroundings | None = None
+        self.watched: Surroundings | None = None
         self.refused: str | None = None
+        self.calls = 0
         self.moving = 0
-        self.warned = False
-        self.others: list[Any] = []  # alive, since signatures tell them by identity
 
 
 class Captures:
     """Takes each step by a graph where there is one that fits, else eagerly.
 
     :param roots: places of the objects whose code runs in a step, by what to call them.
+    :param schedules: places of numbers that a loss takes from its schedules.
     :param make: makes the program once the first step has been taken.
     :param eagerly: takes a step as Pyro does.
     :param max_graphs: how many there may be; a step that none of them fits is then taken eagerly.
@@ -68,6 +73,7 @@ class Captures:
     def __init__(
         self,
         roots: Mapping[str, tuple[Callable[[Any], Any], Any]],
+        schedules: Callable[[], list[Slot]],
         make: Callable[[], Program],
         eagerly: Callable[[tuple, dict], Any],
         backend: str,
@@ -81,54 +87,48 @@ class Captures:
                 'and say why) or "raise".'
             )
         self._roots = dict(roots)
+        self._schedules = schedules
         self._make = make
         self._eagerly = eagerly
         self._backend = backend
         self._max_graphs = max_graphs
         self._raises = uncapturable == "raise"
         self._entries: dict[Hashable, _Entry] = {}
-        self._replays = self._eager_steps = 0
+        self._replays = self._eager_steps = self._graphs = 0
+        self._trace_seconds = self._compile_seconds = 0.0
+        self._said: set[str] = set()
 
     @property
     def statistics(self) -> CaptureStatistics:
         """What became of the steps so far."""
-        captures = [c for entry in self._entries.values() for c in entry.captures]
         return CaptureStatistics(
-            len(captures),
+            self._graphs,
             self._replays,
             self._eager_steps,
-            sum(capture.trace_seconds for capture in captures),
-            sum(capture.compile_seconds for capture in captures),
+            self._trace_seconds,
+            self._compile_seconds,
             tuple(entry.refused for entry in self._entries.values() if entry.refused),
         )
 
     def __call__(self, args: tuple, kwargs: dict) -> Any:
         """Take a step."""
-        arguments = flatten(args, kwargs)
-        key = (arguments.signature, _ambient(arguments))
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = _Entry()
-            if len(self._entries) < MAX_SIGNATURES:
-                self._entries[key] = entry
-                entry.others = arguments.others
-        why = None
         prevented = _prevented()
         if prevented is not None:
-            self._say_once(entry, prevented)
+            self._say(prevented)
             return self._step(args, kwargs)
+        arguments = flatten(args, kwargs)
+        entry = self._entry(arguments)
+        why = None
         for capture in entry.captures:
             try:
                 inputs = capture.now(arguments)
+                result = capture.replay(inputs)
             except Stale as stale:
                 why = str(stale)
+                if isinstance(stale, Doubtful):
+                    entry.captures.remove(capture)
+                    break
                 continue
-            try:
-                result = capture.replay(inputs)
-            except Doubtful as doubtful:
-                entry.captures.remove(capture)
-                why = str(doubtful)
-                break
             self._replays += 1
             return result
         if entry.refused is None:
@@ -138,60 +138,97 @@ class Captures:
             return self._step(args, kwargs)
         return self._without_graph(entry, arguments, args, kwargs, why)
 
+    def _entry(self, arguments: Arguments) -> _Entry:
+        """What is known of arguments like these."""
+        key = (arguments.signature, _ambient())
+        entry = self._entries.get(key)
+        if entry is None:
+            if len(self._entries) >= MAX_SIGNATURES:
+                self._forget()
+            entry = self._entries[key] = _Entry(arguments.others)
+        return entry
+
+    def _forget(self) -> None:
+        """Drop what was met once."""
+        self._entries = {key: entry for key, entry in self._entries.items() if entry.captures}
+        self._say(
+            f"there were {MAX_SIGNATURES} kinds of arguments so far, and plain numbers and objects tell "
+            "kinds apart as shapes do. Pass what changes from step to step as tensors."
+        )
+
     def _without_graph(
         self, entry: _Entry, arguments: Arguments, args: tuple, kwargs: dict, why: str | None
     ) -> Any:
-        """A step that no graph fits: eager, and traced if nothing has changed since the last one."""
-        if entry.surroundings is not None:
-            why = entry.surroundings.changed()
+        """A step that no graph fits: eager; traced as well if nothing has changed since the last one.
+
+        The first step of a kind may set things up. The second shows whether a step itself changes what
+        the programs read. The third is traced.
+        """
+        entry.calls += 1
+        if entry.captures:
+            result = self._step(args, kwargs)
+            if any(capture.fits_again(arguments) for capture in entry.captures):
+                return result
+            entry.calls, entry.watched = 1, None
+            return self._moved(entry, why, result)
+        if entry.calls == 1:
+            return self._step(args, kwargs)
+        if entry.watched is not None:
+            why = entry.watched.changed()
             if why is None:
-                return self._captured(entry, arguments, args, kwargs)
+                return self._captured(entry, entry.watched.again(), arguments, args, kwargs)
+        try:
+            entry.watched = self._look_around(entry, arguments)
+        except Exception as error:  # a program may hold any object
+            self._refuse(entry, _reason(error))
+            return self._step(args, kwargs)
         result = self._step(args, kwargs)
-        self._observe(entry, arguments, why)
+        changed = entry.watched.changed() or entry.watched.replaced()
+        return result if changed is None else self._moved(entry, changed, result)
+
+    def _moved(self, entry: _Entry, why: str | None, result: Any) -> Any:
+        """Count steps after which something was other than before."""
+        entry.moving += 1
+        if entry.moving == PATIENCE:
+            self._say(f"{why} changes from step to step.")
         return result
 
-    def _observe(self, entry: _Entry, arguments: Arguments, why: str | None) -> None:
-        """After an eager step: a graph may fit again; or else look around for the next one."""
-        for capture in entry.captures:
-            try:
-                capture.refresh(arguments)
-                capture.now(arguments)
-                return
-            except Stale:
-                continue
-        entry.moving += 1
-        if entry.moving >= PATIENCE and not entry.warned:
-            entry.warned = True
-            _warn(f"steps are taken as Pyro takes them as long as {why} changes from step to step.")
+    def _look_around(self, entry: _Entry, arguments: Arguments) -> Surroundings:
+        """What the programs read now; a walk, unless numbers alone have changed since the last one."""
+        known = None if entry.watched is None else entry.watched.renewed()
+        if known is not None:
+            return known
         others = {f"argument {type(o).__name__}": o for o in arguments.others}
-        try:
-            entry.surroundings = surroundings(self._roots, others)
-        except CaptureError as error:
-            self._refuse(entry, str(error))
+        return surroundings(self._roots, others, self._schedules())
 
-    def _captured(self, entry: _Entry, arguments: Arguments, args: tuple, kwargs: dict) -> Any:
+    def _captured(
+        self, entry: _Entry, around: Surroundings, arguments: Arguments, args: tuple, kwargs: dict
+    ) -> Any:
         """A step that is traced and then taken eagerly; the next is taken by the graph."""
-        assert entry.surroundings is not None
-        around, entry.surroundings = entry.surroundings, None
-        if self.statistics.graphs >= self._max_graphs:
+        if self._graphs >= self._max_graphs:
             reason = f"there are {self._max_graphs} graphs already, and none fits"
             self._refuse(entry, f"{reason}. max_graphs=... allows more.")
             return self._step(args, kwargs)
-        capture = None
+        entry.watched = None
         try:
             capture = Capture(self._make(), around, arguments)
             capture.trace(arguments, args, kwargs)
         except Exception as error:  # whatever a program cannot stand while it is traced
-            capture = None
             self._refuse(entry, _reason(error))
+            return self._step(args, kwargs)
         result = self._step(args, kwargs)
-        if capture is not None:
-            try:
-                capture.prepare(arguments, self._backend, result)
-                entry.captures.append(capture)
-                entry.moving = 0
-            except Exception as error:
-                self._refuse(entry, _reason(error))
+        try:
+            capture.prepare(arguments, self._backend, result)
+        except Stale as stale:
+            return self._moved(entry, str(stale), result)
+        except Exception as error:
+            entry.refused = _reason(error)  # for the next step: this one has been taken
+            return result
+        entry.captures.append(capture)
+        entry.moving = 0
+        self._graphs += 1
+        self._trace_seconds += capture.trace_seconds
+        self._compile_seconds += capture.compile_seconds
         return result
 
     def _step(self, args: tuple, kwargs: dict) -> Any:
@@ -202,13 +239,14 @@ class Captures:
         entry.refused = reason
         if self._raises:
             raise CaptureError(reason)
-        self._say_once(entry, reason)
+        self._say(reason)
 
-    @staticmethod
-    def _say_once(entry: _Entry, reason: str) -> None:
-        if not entry.warned:
-            entry.warned = True
-            _warn(f"steps are taken as Pyro takes them: {reason}")
+    def _say(self, reason: str) -> None:
+        """Warn, once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            text = f"steps are taken as Pyro takes them: {reason}"
+            warnings.warn(text, CaptureWarning, stacklevel=4)
 
 
 def _reason(error: Exception) -> str:
@@ -218,17 +256,14 @@ def _reason(error: Exception) -> str:
     return f"the programs cannot be traced: {type(error).__name__}: {lines[0]}"
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, CaptureWarning, stacklevel=4)
-
-
-def _ambient(arguments: Arguments) -> Hashable:
+def _ambient() -> Hashable:
     """Modes of torch that decide what a program computes."""
     return (
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        *map(len, _GLOBAL_HOOKS),
     )
 
 
@@ -251,4 +286,9 @@ def _unfit(arguments: Arguments) -> str | None:
     return None
 
 
+_GLOBAL_HOOKS = [
+    hooks
+    for name, hooks in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_") and isinstance(hooks, dict)
+]
 _PLAIN = torch.Tensor.__torch_dispatch__

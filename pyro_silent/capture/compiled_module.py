@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from pyro_silent.capture.backend import Run, check_backend
 from pyro_silent.capture.captures import Captures, CaptureStatistics
 from pyro_silent.capture.program import Program, parameters_of, run_once
-from pyro_silent.capture.schedule import count_step
+from pyro_silent.capture.schedule import count_step, schedule_slots
 from pyro_silent.elbo.stateful_module import StatefulELBOModule
 from pyro_silent.errors import ConfigurationError
 
@@ -40,6 +40,7 @@ class CompiledELBOModule(nn.Module):
         self.visited: dict[str, Tensor] = {}
         self._calls = Captures(
             {"the module": (self._modules.__getitem__, "module")},
+            lambda: schedule_slots(module.elbo),
             lambda: _Gradient(self),
             self._call,
             backend,

@@ -14,6 +14,8 @@ from pyro_silent.capture.backend import Run, check_backend
 from pyro_silent.capture.captures import Captures, CaptureStatistics
 from pyro_silent.capture.inputs import Stale
 from pyro_silent.capture.program import Program, as_tensors, parameters_of, run_once
+from pyro_silent.capture.schedule import schedule_slots
+from pyro_silent.capture.surroundings import Slot
 from pyro_silent.capture.training_step import TrainingStep
 
 
@@ -36,13 +38,24 @@ class CompiledSVI(SVI):
         check_backend(backend)
         super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
         self.visited: dict[str, Tensor] = {}
+        self.left: dict[int, tuple[Tensor | None, int]] = {}
         read = self.__getattribute__
         roots = {f"the {name}": (read, name) for name in ("model", "guide", "loss_object")}
+
+        def slots() -> list[Slot]:
+            return schedule_slots(self.loss_object)
+
         self._steps = Captures(
-            roots, lambda: TrainingStep(self), self._step, backend, uncapturable, max_graphs
+            roots, slots, lambda: TrainingStep(self), self._step, backend, uncapturable, max_graphs
         )
         self._evaluations = Captures(
-            roots, lambda: _Evaluation(self), self._evaluate, backend, uncapturable, max_graphs
+            roots,
+            slots,
+            lambda: _Evaluation(self),
+            self._evaluate,
+            backend,
+            uncapturable,
+            max_graphs,
         )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,9 +84,16 @@ class CompiledSVI(SVI):
         parameters = set(self.visited.values())
         self.optim(parameters)
         zero_grads(parameters)
+        self.note_gradients()
         if isinstance(loss, tuple):
             return type(loss)(map(torch_item, loss))
         return torch_item(loss)
+
+    def note_gradients(self) -> None:
+        """Gradients as a step leaves them; what is there else was put there by others."""
+        for parameter in self.visited.values():
+            gradient = parameter.grad
+            self.left[id(parameter)] = gradient, 0 if gradient is None else gradient._version
 
     def _evaluate(self, args: tuple, kwargs: dict) -> Any:
         """An evaluation of Pyro's own."""

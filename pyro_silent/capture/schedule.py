@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_silent.capture.surroundings import Slot
-from pyro_silent.elbo import AnnealedELBO
+from pyro_silent.elbo import AnnealedELBO, SilentELBO
+from pyro_silent.elbo.engine import TreatmentELBO
 
 
 def schedule_slots(loss: Any) -> list[Slot]:
@@ -19,7 +20,9 @@ def schedule_slots(loss: Any) -> list[Slot]:
     if isinstance(loss, AnnealedELBO):
         slots.append(Slot(_weight, loss, loss.weight, "the weight of the schedule"))
     for part in parts_of(loss):
-        if getattr(part, "estimator", None) is not None:
+        if isinstance(part, SilentELBO):
+            slots.append(Slot(_sampled, part, _sampled(part), "the latents that the loss samples"))
+        if isinstance(part, TreatmentELBO) and part.estimator is not None:
             key = (part.estimator, loss)
             slots.append(Slot(_temperature, key, _temperature(key), "the temperature schedule"))
     return slots
@@ -27,8 +30,7 @@ def schedule_slots(loss: Any) -> list[Slot]:
 
 def parts_of(loss: Any) -> list[Any]:
     """A loss and those it is made of."""
-    parts = [getattr(loss, name, None) for name in ("silent", "stochastic")]
-    return [loss, *(part for part in parts if part is not None)]
+    return [loss, loss.silent, loss.stochastic] if isinstance(loss, AnnealedELBO) else [loss]
 
 
 def doubts_of(loss: Any) -> Tensor | None:
@@ -52,7 +54,7 @@ def forget_answers(loss: Any) -> None:
 
 def count_step(loss: Any) -> None:
     """One more step for the schedules of a loss."""
-    if hasattr(loss, "num_steps"):
+    if isinstance(loss, (AnnealedELBO, TreatmentELBO)):
         loss.num_steps += 1
 
 
@@ -66,6 +68,10 @@ def uncounted(loss: Any) -> Iterator[None]:
         for part, attributes in kept:
             vars(part).clear()
             vars(part).update(attributes)
+
+
+def _sampled(loss: SilentELBO) -> str:
+    return " ".join(sorted(loss._plain))
 
 
 def _weight(loss: AnnealedELBO) -> float:

@@ -11,7 +11,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -61,13 +61,32 @@ class Surroundings(NamedTuple):
                 return label
         return None
 
+    def replaced(self) -> str | None:
+        """The label of a place that has got another tensor; None if there is none."""
+        for read, key, value, label in self.tensors:
+            if read(key) is not value:
+                return label
+        return None
+
+    def renewed(self) -> Surroundings | None:
+        """The same places with what is there now; None if that may lead to other places."""
+        guards = [slot._replace(value=slot.read(slot.key)) for slot in self.guards]
+        for old, new in zip(self.guards, guards):
+            if new.value is not old.value and not isinstance(new.value, _ATOMS):
+                return None
+        if any(not _equal(container, copy) for container, copy, _ in self.contents):
+            return None
+        return self.again()._replace(guards=tuple(guards))
+
     def again(self) -> Surroundings:
         """The same places with the tensors that are there now."""
         return self._replace(tensors=tuple(s._replace(value=s.read(s.key)) for s in self.tensors))
 
 
 def surroundings(
-    roots: Mapping[str, tuple[Callable[[Any], Any], Any]], others: Mapping[str, Any]
+    roots: Mapping[str, tuple[Callable[[Any], Any], Any]],
+    others: Mapping[str, Any],
+    numbers: Sequence[Slot],
 ) -> Surroundings:
     """Walk from programs and other objects to all that their code can read.
 
@@ -78,6 +97,7 @@ def surroundings(
 
     :param roots: places of programs, by what to call them.
     :param others: objects to walk from besides.
+    :param numbers: further places of numbers.
     :raises CaptureError: if there are too many to look at in each step.
     """
     walk = _Walk()
@@ -87,7 +107,7 @@ def surroundings(
         walk.visit(other, label)
     walk.finish()
     return Surroundings(
-        tuple(slot for slot in walk.slots if type(slot.value) not in _TENSORS),
+        (*(slot for slot in walk.slots if type(slot.value) not in _TENSORS), *numbers),
         tuple(slot for slot in walk.slots if type(slot.value) in _TENSORS),
         tuple(walk.contents),
     )
@@ -106,16 +126,12 @@ _OPAQUE = (
     types.GeneratorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket,
 )  # fmt: skip
 _LIBRARIES = {"torch", "pyro", "pyro_silent", "numpy", "scipy", *sys.stdlib_module_names}
-_OF_MODULES = {
-    "training",
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-}
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_OF_MODULES = _HOOKS | {
+    "training", "_parameters", "_buffers", "_modules", "_pyro_samples", "_pyro_params",
+}  # fmt: skip
 _NOT_OF_MODULES = {
-    "_non_persistent_buffers_set", "_is_full_backward_hook", "_backward_hooks", "_backward_pre_hooks",
+    "_non_persistent_buffers_set", "_is_full_backward_hook",
     "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks", "__constants__", "_pyro_name",
@@ -260,10 +276,14 @@ class _Walk:
         else:
             self._later(module, label)
         for name in [name for name in attributes if name in own]:
+            if is_cache(name):
+                continue
             if name in _OF_MODULES and name != "training":
                 self._mapping(attributes[name], f"{label}.{name}")
             else:
                 self._attribute(attributes, attributes.__getitem__, name, label)
+
+        self._absent(attributes, "forward", label)
 
     def _python_module(self, module: types.ModuleType, label: str) -> None:
         if module.__name__.partition(".")[0] not in _LIBRARIES:

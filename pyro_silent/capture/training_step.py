@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pyro_silent.capture.compiled_svi import CompiledSVI
 
 
+_NOTHING = (None, 0)
+
+
 class TrainingStep(Program):
     """A step of SVI; the optimizers are part of the graph where there are rules for all of them."""
 
@@ -54,14 +57,6 @@ class TrainingStep(Program):
         self._trained = {n: p for n, p in self.parameters.items() if p.grad is not None}
         possible = Updates.possible(self._optim, self._trained)
         self._updates = Updates(self._optim, self._trained) if possible else None
-        self._note_gradients()
-
-    def _note_gradients(self) -> None:
-        """Gradients as the last step left them; others were put there since."""
-        self._gradients = [
-            (p, p.grad, None if p.grad is None else p.grad._version)
-            for p in self.parameters.values()
-        ]
 
     def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The losses, after the updates; without rules for them, losses and gradients."""
@@ -108,11 +103,12 @@ class TrainingStep(Program):
         svi = self._svi
         if svi.optim is not self._optim or svi.loss_and_grads != self._loss_and_grads:
             raise Stale("the optimizer or the loss of the SVI object")
-        for parameter, gradient, version in self._gradients:
+        for parameter in self.parameters.values():
+            gradient, version = svi.left.get(id(parameter), _NOTHING)
             now = parameter.grad
             if now is not gradient or (now is not None and now._version != version):
                 raise Stale("a gradient that was there before the step")
-            if parameter._backward_hooks:
+            if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
                 raise Stale("hooks on parameters")
         if self._updates is not None and self._updates.changed():
             raise Stale("a setting of the optimizer")
@@ -147,4 +143,4 @@ class TrainingStep(Program):
         parameters = set(self.parameters.values())
         self._optim(parameters)
         zero_grads(parameters)
-        self._note_gradients()
+        self._svi.note_gradients()
