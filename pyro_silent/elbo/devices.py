@@ -1,11 +1,13 @@
-"""Programs that mix devices: which of their tensors is where."""
+"""Programs that mix devices: which of their tensors is where. And autocast, which goes by device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
@@ -18,6 +20,23 @@ _REMEDY = (
 )
 
 Places = Iterable[tuple[str, Tensor]]
+
+
+@contextmanager
+def outside_autocast() -> Iterator[None]:
+    """Inside, nothing is computed in half precision that was not made in it."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if _is_autocast(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _is_autocast(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except TypeError:  # before torch 2.4
+        return torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
 
 
 def check_site(site: Mapping[str, Any], error: RuntimeError) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_silent.discrete_sample import DiscreteSample, forgotten
-from pyro_silent.elbo.devices import check_program, check_site
+from pyro_silent.elbo.devices import check_program, check_site, outside_autocast
 from pyro_silent.elbo.discrete import unvalidated
 from pyro_silent.elbo.divergence import is_random, use_closed_divergences
 from pyro_silent.elbo.enumeration import EnumeratedSite, Enumeration, check_model_enumeration
@@ -121,11 +121,12 @@ class TreatmentELBO(ELBO):
             enumeration=Enumeration(guide_trace, self.max_plate_nesting),
         )
         try:
-            use_closed_divergences(particle, self._memory)
-            _score_soft_values(particle)
-            self._score_guide(particle)
-            self._score_model(particle)
-            _weigh(particle)
+            with outside_autocast():
+                use_closed_divergences(particle, self._memory)
+                _score_soft_values(particle)
+                self._score_guide(particle)
+                self._score_model(particle)
+                _weigh(particle)
         except RuntimeError as error:
             for trace in (guide_trace, model_trace):
                 for site in trace.nodes.values():

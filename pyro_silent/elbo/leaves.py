@@ -49,7 +49,7 @@ def graph_of(tensor: Tensor, first: int = 0) -> Graph:
 def next_node_number() -> int:
     """A number that no node of an older graph has, and every later node of this thread exceeds."""
     with torch.enable_grad():
-        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
+        node: Any = torch.empty(0, requires_grad=True, device="cpu").view(0).grad_fn
     number: int = node._sequence_nr()
     return number
 

@@ -200,7 +200,7 @@ def _with_wrappers(fn: Distribution, density: Tensor) -> Tensor:
     density = _with_wrappers(fn.base_dist, density)
     if isinstance(fn, dist.MaskedDistribution):
         if isinstance(fn._mask, bool):
-            return density if fn._mask else torch.zeros(fn.batch_shape)
+            return density if fn._mask else density.new_zeros(fn.batch_shape)
         zero = torch.zeros((), dtype=density.dtype, device=density.device)
         return torch.where(fn._mask, density, zero)
     if isinstance(fn, Independent):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from pyro_silent.constants import constant
+from pyro_silent.expectation.gaussian_moments import widened
 from pyro_silent.expectation.method import note
 from pyro_silent.looking import Decision
 
@@ -52,7 +53,7 @@ def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
     >>> log1p_square(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0)).item()
     0.533453...
     """
-    mean, std = torch.broadcast_tensors(mean, std)
+    mean, std = torch.broadcast_tensors(widened(mean), widened(std))
     square, variance = mean.square(), std.square()
     second = square + variance
     decision = Decision("widest", second)

@@ -14,6 +14,11 @@ from pyro_silent.random_tensor.tensor import RandomTensor, affine_of
 Covariance = Callable[[int, int], Tensor | None]
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In single precision what autocast made in half: functions are integrated with its digits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 class Moments:
     """Means and covariances of a few affine tensors, worked out when they are asked for.
 
@@ -24,7 +29,7 @@ class Moments:
     def __init__(self, atoms: Sequence[RandomTensor]) -> None:
         self.forms: dict[int, Affine] = {id(atom): affine_of(atom) for atom in atoms}
         self._order = {id(atom): place for place, atom in enumerate(atoms)}
-        self._means: dict[int, Tensor] = {key: form.offset for key, form in self.forms.items()}
+        self._means = {key: widened(form.offset) for key, form in self.forms.items()}
         self._covariances: dict[tuple[int, int], Tensor | None] = {}
 
     def mean(self, atom: RandomTensor) -> Tensor:
@@ -48,7 +53,7 @@ class Moments:
     def _work_out(a: Affine, b: Affine) -> Tensor | None:
         if not share_a_source(a, b):
             return None
-        return covariance(a, b)
+        return widened(covariance(a, b))
 
     def shift(self, atom: RandomTensor, amount: Tensor | None) -> None:
         """Move a mean."""

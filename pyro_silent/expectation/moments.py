@@ -140,7 +140,8 @@ def _work_out(tensor: RandomTensor) -> Tensor:
             if linear is not None:
                 return linear
         value = expected_sum(read(tensor))
-        return value.to(tensor.dtype) if tensor.dtype.is_floating_point else value
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        return value.to(wide) if tensor.dtype.is_floating_point else value
 
 
 _PRODUCTS = frozenset(
@@ -290,7 +291,8 @@ def covariance_of_sums(a: Sum, b: Sum) -> Tensor:
             total = value if total is None else total + value
     if total is None:
         like = next(a.atoms(), None)
-        return torch.zeros((), dtype=None if like is None else like.dtype).expand(shape)
+        where = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        return torch.zeros((), **where).expand(shape)
     return total.expand(shape)
 
 

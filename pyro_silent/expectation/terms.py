@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_silent.expectation.gaussian_moments import widened
 from pyro_silent.expectation.moments import mean
 from pyro_silent.random_tensor.pointwise import Sum
 from pyro_silent.random_tensor.program import Call, Lost, random_tensors, sources_of
@@ -52,7 +53,7 @@ def original(tensor: Tensor) -> Tensor:
 
 def compacted(tensor: Tensor) -> Tensor:
     """A parameter, plain or random, without the dims it was merely repeated along."""
-    return original(tensor) if isinstance(tensor, RandomTensor) else compact(tensor)
+    return original(tensor) if isinstance(tensor, RandomTensor) else widened(compact(tensor))
 
 
 def shape_of(distribution: Distribution, value: Tensor) -> torch.Size:

@@ -236,6 +236,9 @@ def covariance(
     if a.offset.is_complex() or b.offset.is_complex():
         raise NoForm("second moments of complex tensors are not defined here")
     dtype = torch.promote_types(a.offset.dtype, b.offset.dtype)
+    if dtype in (torch.bfloat16, torch.float16):  # perhaps of autocast's making
+        for term in (*a.terms, *b.terms):
+            dtype = torch.promote_types(dtype, term.source.mean.dtype)
     out = frozenset(range(-num_dims, 0)) - frozenset(sum_dims)
     operand = None
     if weight is not None:

@@ -14,16 +14,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyro_silent
 from pyro_silent import ConfigurationError, Linear, PyroSilentError, StraightThrough
-from tests.devices import seeded
+from tests.devices import here, seeded
 from tests.estimators.contract import CASES, over_all, over_one_hot, over_schedulable
 
 INF, NAN = math.inf, math.nan
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-def random(*shape, seed=1, dtype=torch.float32, device="cpu"):
+def random(*shape, seed=1, dtype=torch.float32, device=None):
     generator = seeded(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device or here(), dtype)
 
 
 # -- values ----------------------------------------------------------------------------------------

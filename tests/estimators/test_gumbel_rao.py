@@ -259,7 +259,8 @@ class Replayed(POINT_SETS["independent"]):
 @pytest.mark.parametrize("chunk", [1, 40, 2**18])
 def test_the_product_is_the_mean_over_all_points(monkeypatch, tau, chunk):
     # the same exponentials through the paper's formula and autograd
-    monkeypatch.setattr(conditional_gumbels, "_CPU_CHUNK", chunk)
+    for limit in ("_CPU_CHUNK", "_GPU_CHUNK"):
+        monkeypatch.setattr(conditional_gumbels, limit, chunk)
     monkeypatch.setattr(Replayed, "seen", [])
     monkeypatch.setitem(POINT_SETS, "replayed", Replayed)
     torch.manual_seed(1)
@@ -301,8 +302,9 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize("method", ["one_hot", "bernoulli"])
 def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch, points, method):
-    monkeypatch.setattr(conditional_gumbels, "_CPU_CHUNK", 1000)
-    monkeypatch.setattr(binary_expectation, "_CPU_CHUNK", 1000)
+    for limit in ("_CPU_CHUNK", "_GPU_CHUNK"):
+        monkeypatch.setattr(conditional_gumbels, limit, 1000)
+        monkeypatch.setattr(binary_expectation, limit, 1000)
     logits = torch.randn(50, 6)
     largest = []
     for num_gumbels in (20, 60, 200):

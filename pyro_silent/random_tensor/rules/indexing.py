@@ -28,7 +28,8 @@ def normalized(index: Any, shape: Sequence[int]) -> list[Any]:
     if any(_is_mask(item) for item in items):
         # torch's own check of the masks' shapes, on a tensor without data
         plain = tuple(0 if isinstance(item, RandomTensor) else item for item in items)
-        torch.empty(()).expand(tuple(shape))[plain]
+        device = next((item.device for item in items if isinstance(item, Tensor)), None)
+        torch.empty((), device=device).expand(tuple(shape))[plain]
     for item in items:
         if isinstance(item, (list, range)) or type(item).__module__ == "numpy":
             item = torch.as_tensor(item)
