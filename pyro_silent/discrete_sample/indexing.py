@@ -6,6 +6,7 @@ Each spelling says which entry each dim of the table has; :mod:`.lookup` does th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def getitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """``table[index]`` with samples in the table, the index, or both."""
     table, index = args
     if type(index) is DiscreteSample and index._value.dtype == torch.int64:
-        return lookup(table, [index, *dims_of((), len(table.shape) - 1)], lambda t: t[index._value])
+        return lookup(
+            table, [index, *dims_of((), len(table.shape) - 1)], partial(_at, index._value)
+        )
     entries = index if isinstance(index, tuple) else (index,)
     if type(table) is DiscreteSample and all(map(_is_basic, entries)):
         return _slices(func, args, kwargs)
@@ -55,6 +58,11 @@ def getitem(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return table[entries]
     plain = plain_values(entries)
     return lookup(table, dims_of(entries, len(table.shape)), lambda table: table[plain])
+
+
+def _at(index: Tensor, table: Any) -> Any:
+    """``table[index]``; torch would read an index without dims as a number."""
+    return table[index] if index.dim() else table[index.unsqueeze(0)].squeeze(0)
 
 
 def _is_basic(entry: Any) -> bool:

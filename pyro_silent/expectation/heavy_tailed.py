@@ -112,14 +112,14 @@ def _given_log_scale(
         pace = loading.abs() * factor / (3.4 * spread * factor).clamp(min=1.0)
         widest = torch.maximum(width, 0.5 * math.pi * pace)
     decision = Decision("width", widest)
-    known = decision.answer
-    provided = None if known is None else _ROOM * known
+    seen: float | None = decision.answer
+    provided = None if seen is None else _ROOM * seen
     if decision.looks and widest.numel():
-        known = provided = float(widest.detach().max())
-        decision.keep(known)
-    elif decision.can_be_verified and widest.numel():
+        seen = provided = float(widest.detach().max())
+        decision.keep(seen)
+    elif provided is not None and widest.numel():
         decision.verify(widest.detach().max() <= provided)
-    if joint is not None and known is not None and not _num_nodes(known) <= _MOST_NODES:
+    if joint is not None and seen is not None and not _num_nodes(seen) <= _MOST_NODES:
         return None
     count = _MOST_NODES
     if provided is not None and _num_nodes(provided) < _MOST_NODES:

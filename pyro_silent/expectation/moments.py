@@ -291,8 +291,8 @@ def covariance_of_sums(a: Sum, b: Sum) -> Tensor:
             total = value if total is None else total + value
     if total is None:
         like = next(a.atoms(), None)
-        where = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        return torch.zeros((), **where).expand(shape)
+        dtype, device = (None, None) if like is None else (like.dtype, like.device)
+        return torch.zeros((), dtype=dtype, device=device).expand(shape)
     return total.expand(shape)
 
 

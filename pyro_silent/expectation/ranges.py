@@ -61,7 +61,8 @@ def _is_point(source: Source) -> bool:
 def interval_of(value: Any) -> Interval:
     """Bounds of each element, perhaps not the tightest; infinite where nothing is known."""
     if not isinstance(value, RandomTensor):
-        value = torch.as_tensor(value)
+        if not isinstance(value, Tensor):
+            value = torch.tensor(value, device="cpu")  # a number fits everywhere
         return value, value
     value = original(value)
     if not isinstance(value, RandomTensor):
@@ -242,11 +243,11 @@ def _by_interval(value: Tensor, lower: Tensor | float, upper: Tensor | float) ->
     return above & below
 
 
-def _by_exponentials(value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor | bool:
+def _by_exponentials(value: Tensor, lower: Tensor | float, upper: Tensor | float) -> Tensor:
     """Whether exponentials whose weights are not negative stay above something negative."""
     weights = _weights_of_exponentials(value)
     if weights is None or not all(w >= 0 for w in weights if not isinstance(w, Tensor)):
-        return False
+        return torch.zeros((), dtype=torch.bool, device=value.device)
     _, below, floor = _bounded(value, lower, upper)
     signs = [(weight >= 0).all() for weight in weights if isinstance(weight, Tensor)]
     return functools.reduce(torch.logical_and, signs, below & (floor <= 0).all())
