@@ -91,7 +91,7 @@ class _Gradient(Program):
         trained = self._trained()
         gradients = _gradients(loss, trained)
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        return [loss.detach(), *(g for g in gradients if g is not None), *self.doubt()]
+        return [loss.detach(), *(g for g in gradients if g is not None), *self.asides()]
 
     def expected(self, result: Any) -> list[Tensor]:
         """Loss and gradients of an eager call, whose graph the user still needs."""

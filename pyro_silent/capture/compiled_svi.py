@@ -132,7 +132,7 @@ class _Evaluation(Program):
                 lambda: svi.loss(svi.model, svi.guide, *args, **kwargs), self.parameters
             )
         self._kind = type(loss) if isinstance(loss, tuple) else None
-        return as_tensors(loss) + self.doubt()
+        return as_tensors(loss) + self.asides()
 
     def expected(self, result: Any) -> list[Tensor]:
         """The losses."""

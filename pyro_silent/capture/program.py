@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_silent.capture.backend import Run
 from pyro_silent.capture.inputs import Doubtful, Stale
-from pyro_silent.capture.schedule import doubts_of, forget_answers
+from pyro_silent.capture.schedule import doubts_of, forget_answers, silent_loss_of
 from pyro_silent.capture.surroundings import Slot
 from pyro_silent.errors import CaptureError
 
@@ -32,17 +32,19 @@ class Program(ABC):
     def __init__(self, parameters: dict[str, Tensor]) -> None:
         self.parameters = dict(sorted(parameters.items()))
         self._constants: tuple = ()
-        self._can_fail = False
+        self.can_fail = self._tells_silent_loss = False
+        self._silent_before: Tensor | None = None
 
     def begin(self) -> None:
         """Note what the trace takes for granted."""
         self._constants = self.constants()
+        self._silent_before = silent_loss_of(self.loss)
 
     @abstractmethod
     def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """Take the step while it is traced; returns the results, the loss first.
 
-        The last of them may be a doubt (:meth:`doubt`), which the replay reads.
+        After them come the :meth:`asides`, which :meth:`trusted` takes off again.
         """
 
     @abstractmethod
@@ -75,23 +77,32 @@ class Program(ABC):
         names = list(pyro.get_param_store()._params)
         return [Slot(_stored, name, _stored(name), f"parameter {name!r}") for name in names]
 
-    def doubt(self) -> list[Tensor]:
-        """A tensor that is true where the graph must not be relied on; none where it always may be."""
+    def asides(self) -> list[Tensor]:
+        """What the graph gives besides the results: a silent loss to remember, and a doubt.
+
+        The doubt is true where the graph must not be relied on; there is none where it always may be.
+        """
         doubt = doubts_of(self.loss)
-        self._can_fail = doubt is not None
-        return [] if doubt is None else [doubt]
+        self.can_fail = doubt is not None
+        silent = silent_loss_of(self.loss)
+        self._tells_silent_loss = silent is not None and silent is not self._silent_before
+        told = [silent.detach()] if silent is not None and self._tells_silent_loss else []
+        return told + ([] if doubt is None else [doubt])
 
     def trusted(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The outputs of a run without the doubt.
+        """The results among the outputs of a run.
 
-        :raises Doubtful: if there is reason for it.
+        :raises Doubtful: if there is reason for doubt.
         """
-        if not self._can_fail:
-            return outputs
-        if outputs[-1].item():
-            forget_answers(self.loss)
-            raise Doubtful("how a term has to be computed")
-        return outputs[:-1]
+        if self.can_fail:
+            if outputs[-1].item():
+                forget_answers(self.loss)
+                raise Doubtful("how a term has to be computed")
+            outputs = outputs[:-1]
+        if self._tells_silent_loss:
+            self.loss._silent_value = outputs[-1]
+            outputs = outputs[:-1]
+        return outputs
 
     def check(self) -> None:
         """Look whether the graph may take this step.

@@ -33,6 +33,11 @@ def parts_of(loss: Any) -> list[Any]:
     return [loss, loss.silent, loss.stochastic] if isinstance(loss, AnnealedELBO) else [loss]
 
 
+def silent_loss_of(loss: Any) -> Tensor | None:
+    """What a blend remembers of its silent part."""
+    return loss._silent_value if isinstance(loss, AnnealedELBO) else None
+
+
 def doubts_of(loss: Any) -> Tensor | None:
     """Whether some answer that a trace took from memory does not hold; the memories forget it."""
     found = []

@@ -75,12 +75,12 @@ class TrainingStep(Program):
         gradients = [
             torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained.values()
         ]
-        doubt = self.doubt()
+        asides = self.asides()
         if self._updates is None:
-            return losses + gradients + doubt
+            return losses + gradients + asides
         with torch.no_grad():
-            self._updates.apply(gradients, *doubt)
-        return losses + doubt
+            self._updates.apply(gradients, asides[-1] if self.can_fail else None)
+        return losses + asides
 
     def _loss_and_gradients(self, args: tuple, kwargs: dict) -> Any:
         svi = self._svi
