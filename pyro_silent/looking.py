@@ -135,12 +135,13 @@ class Decision:
     :param str question: what is asked; with the term and the count of its questions the key of the
         answer.
     :param Tensor like: the values in question.
+    :param bool has_default: whether there is a way that is right at all values, for lack of an answer.
     :ivar bool looks: whether to find the answer by looking, and :meth:`keep` it. If not, take the one
         in :attr:`answer` (None where there is none) and say by :meth:`verify` how it would be seen
         that it does not hold.
     """
 
-    def __init__(self, question: str, like: Tensor) -> None:
+    def __init__(self, question: str, like: Tensor, *, has_default: bool = False) -> None:
         self.answer: Any = None
         self._memory: Memory | None = None
         self._can_look = can_look(like)
@@ -154,7 +155,7 @@ class Decision:
             if not may_look(like):
                 self.answer = self._memory.answers.get(self._key)
                 self.looks = self._can_look and self.answer is None
-        if self._is_traced and self.answer is None:
+        if self._is_traced and self.answer is None and not has_default:
             raise CaptureError(
                 f"how to compute a term ({question}) depends on values, which no step before decided."
             )

@@ -52,6 +52,12 @@ def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tup
     return _interpreted(module), time.perf_counter() - started
 
 
+_OPTIONS = {
+    "fallback_random": True,  # torch's own generators
+    "size_asserts": False,  # shapes and strides are looked at before each step
+}
+
+
 def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
     # These take a second to import.
     import torch._inductor
@@ -63,9 +69,7 @@ def _compiled(module: fx.GraphModule, examples: list[Tensor]) -> Run:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs = [mode.from_tensor(example.detach(), static_shapes=True) for example in examples]
     with torch.no_grad(), tracing(TracingContext(mode)):
-        function: Any = torch._inductor.compile(
-            module, [*inputs], options={"fallback_random": True}
-        )
+        function: Any = torch._inductor.compile(module, [*inputs], options=_OPTIONS)
 
     def run(inputs: list[Tensor]) -> Sequence[Tensor]:
         outputs: Sequence[Tensor] = function(*inputs)

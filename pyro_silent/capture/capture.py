@@ -16,7 +16,8 @@ from pyro_silent.capture.graph import Graph, trace
 from pyro_silent.capture.inputs import Inputs, Stale, named, pattern_of
 from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import uncounted
-from pyro_silent.capture.surroundings import CACHE, Slot, Surroundings
+from pyro_silent.capture.slots import Slot
+from pyro_silent.capture.surroundings import CACHE, Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
 from pyro_silent.elbo.random_state import RandomState, random_state, restore, same
 from pyro_silent.errors import CaptureError

@@ -12,7 +12,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro_silent.capture.arguments import Arguments, flatten
 from pyro_silent.capture.capture import Capture, Program
 from pyro_silent.capture.inputs import Doubtful, Stale
-from pyro_silent.capture.surroundings import Slot, Surroundings, surroundings
+from pyro_silent.capture.slots import Slot
+from pyro_silent.capture.surroundings import Surroundings, surroundings
 from pyro_silent.elbo.engine import check_positive_int
 from pyro_silent.errors import CaptureError, CaptureWarning, ConfigurationError
 

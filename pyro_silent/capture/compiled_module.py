@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pyro_silent.capture.backend import Run, check_backend
 from pyro_silent.capture.captures import Captures, CaptureStatistics
 from pyro_silent.capture.program import Program, parameters_of, run_once
 from pyro_silent.capture.schedule import count_step, schedule_slots
+from pyro_silent.elbo.processes import in_processes
 from pyro_silent.elbo.stateful_module import StatefulELBOModule
 from pyro_silent.errors import ConfigurationError
 
@@ -50,7 +52,7 @@ class CompiledELBOModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor; its ``backward`` hands out gradients that the graph has found."""
-        loss: Tensor = self._calls(args, kwargs)
+        loss: Tensor = in_processes(self.module, functools.partial(self._calls, args, kwargs))
         return loss
 
     @property

@@ -15,7 +15,7 @@ from pyro_silent.capture.captures import Captures, CaptureStatistics
 from pyro_silent.capture.inputs import Stale
 from pyro_silent.capture.program import Program, as_tensors, parameters_of, run_once
 from pyro_silent.capture.schedule import schedule_slots
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Slot
 from pyro_silent.capture.training_step import TrainingStep
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_silent.capture.arguments import Arguments, kind_of
 from pyro_silent.capture.graph import Graph
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Look, Slot
 
 
 class Stale(Exception):
@@ -84,9 +84,9 @@ class Inputs:
         # An argument that is kept elsewhere as well has to be that very tensor again.
         kept = {id(slot.value) for slot in slots}
         self._shared = [(i, tensors[n]) for i, n in enumerate(arguments) if id(tensors[n]) in kept]
-        self._resting = [i for i, t in enumerate(self.tensors) if id(t) not in of_arguments]
+        self._at_rest = [i for i, t in enumerate(self.tensors) if id(t) not in of_arguments]
         self._kinds = [kind_of(tensor) for tensor in self.tensors]
-        self._looks = self._look()
+        self._take()
         self._fixed = [_Fixed(position[name], copy) for name, copy in fixed.items()]
         self._last: list[tuple[Tensor | None, int]] = [(None, 0) for _ in self._fixed]
 
@@ -98,28 +98,22 @@ class Inputs:
         for i, tensor in self._shared:
             if arguments.tensors[i] is not tensor:
                 raise Stale(f"argument {i}")
-        for read, key, value, label in self._slots:
-            try:
-                now = read(key)
-            except (LookupError, AttributeError, ValueError):
-                raise Stale(label) from None
-            if now is not value:
-                self._rebind()
-                break
+        if not self._look.same():
+            self._rebind()
         tensors = self.tensors
-        for tensor, pointer, trained in self._looks:
-            if tensor.data_ptr() != pointer or tensor.requires_grad is not trained:
-                self._check_kinds()
-                break
+        if [(t.data_ptr(), t.requires_grad) for t in self._resting] != self._pointers:
+            self._check_kinds()
         for i, j in self._arguments:
             tensors[i] = arguments.tensors[j]
         if self._fixed:
             self._check_fixed()
         return tensors
 
-    def _look(self) -> list[tuple[Tensor, int, bool]]:
-        tensors = [self.tensors[i] for i in self._resting]
-        return [(tensor, tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
+    def _take(self) -> None:
+        """Note the tensors that rest where they are."""
+        self._look = Look(self._slots)
+        self._resting = [self.tensors[i] for i in self._at_rest]
+        self._pointers = [(t.data_ptr(), t.requires_grad) for t in self._resting]
 
     def _rebind(self) -> None:
         """Take the tensors that stand in the places of others now."""
@@ -145,13 +139,13 @@ class Inputs:
             raise Stale("two tensors that have become one")
         self.tensors = [replaced.get(id(tensor), tensor) for tensor in self.tensors]
         self._slots = slots
-        self._looks = self._look()
+        self._take()
 
     def _check_kinds(self) -> None:
-        for i in self._resting:
+        for i in self._at_rest:
             if kind_of(self.tensors[i]) != self._kinds[i]:
                 raise Stale(self._names[i])
-        self._looks = self._look()
+        self._take()
 
     def _check_fixed(self) -> None:
         for n, (position, copy) in enumerate(self._fixed):

@@ -9,7 +9,7 @@ from pyro.optim.optim import is_scheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Slot
 from pyro_silent.capture.updates import Update, settings_of, update_of
 from pyro_silent.errors import CaptureError
 
@@ -28,7 +28,9 @@ class Updates:
         self._optimizers = [optimizer_of(optim, p) for p in self._parameters]
         self._rules = [_rule(optimizer) for optimizer in self._optimizers]
         self._groups = [optimizer.param_groups[0] for optimizer in self._optimizers]
-        self._settings = [list(group.items()) for group in self._groups]
+        self._settings = [settings_of(group) for group in self._groups]
+        self._known = [list(group.values()) for group in self._groups]
+        self._moved = False
         self._states = [o.state[p] for o, p in zip(self._optimizers, self._parameters)]
         self._counts = [
             (rule.before, group, state)
@@ -58,9 +60,9 @@ class Updates:
         self._before = [(dict(g), s.get("step")) for _, g, s in self._counts]
         for count, group, state in self._counts:
             count(group, state)
-        values = self._values_now()
-        if values != self._values:
-            self._values = values
+        if self._counts or self._moved:
+            self._moved = False
+            self._values = values = self._values_now()
             self.numbers.copy_(torch.tensor(values, dtype=torch.float64), non_blocking=True)
 
     def uncount(self) -> None:
@@ -98,13 +100,14 @@ class Updates:
         return [*map(id, self._rules), *map(settings_of, self._groups), *clips]
 
     def changed(self) -> bool:
-        """Whether a setting other than the learning rate has another value now."""
-        for i, (group, known) in enumerate(zip(self._groups, self._settings)):
-            now = list(group.items())
+        """Whether a setting that is a constant of the graph has another value now."""
+        for i, (group, known) in enumerate(zip(self._groups, self._known)):
+            now = list(group.values())
             if now != known:
-                if settings_of(group) != settings_of(dict(known)):
+                if settings_of(group) != self._settings[i]:
                     return True
-                self._settings[i] = now
+                self._known[i] = now
+                self._moved = True
         return False
 
     def slots(self) -> list[Slot]:
@@ -115,12 +118,12 @@ class Updates:
         ):
             label = f"the optimizer of {name!r}"
             objects = self._optim.optim_objs
-            slots.append(Slot(objects.get, parameter, objects[parameter], label))
+            slots.append(Slot(objects.__getitem__, parameter, objects[parameter], label))
             slots.append(Slot(optimizer.__getattribute__, "state", optimizer.state, label))
-            slots.append(Slot(optimizer.state.get, parameter, state, label))
+            slots.append(Slot(optimizer.state.__getitem__, parameter, state, label))
             for key, value in state.items():
                 if isinstance(value, Tensor):
-                    slots.append(Slot(state.get, key, value, f"{key} of {name!r}"))
+                    slots.append(Slot(state.__getitem__, key, value, f"{key} of {name!r}"))
         return slots
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_silent.capture.backend import Run
 from pyro_silent.capture.inputs import Doubtful, Stale
 from pyro_silent.capture.schedule import doubts_of, forget_answers, silent_loss_of
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Slot
 from pyro_silent.errors import CaptureError
 
 
@@ -131,7 +131,13 @@ def run_once(program: Any, parameters: dict[str, Tensor]) -> Any:
 
 def parameters_of(trace: poutine.Trace) -> dict[str, Tensor]:
     """The unconstrained parameters that a run visited, by name."""
-    return {name: site["value"].unconstrained() for name, site in trace.nodes.items()}
+    return {name: _unconstrained(site["value"]) for name, site in trace.nodes.items()}
+
+
+def _unconstrained(value: Any) -> Tensor:
+    """A module's own parameter is none of the param store's."""
+    tensor: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+    return tensor
 
 
 def as_tensors(loss: Any) -> list[Tensor]:

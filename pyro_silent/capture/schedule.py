@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Slot
 from pyro_silent.elbo import AnnealedELBO, SilentELBO
 from pyro_silent.elbo.engine import TreatmentELBO
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import builtins
+import dataclasses
 import functools
 import operator
 import os
@@ -13,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +23,13 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_silent.capture.slots import Look, Slot, length_of
 from pyro_silent.errors import CaptureError
 from pyro_silent.random_tensor.program import is_cache
 
 
-class Slot(NamedTuple):
-    """A place that holds a value: ``read(key)`` finds it there."""
-
-    read: Callable[[Any], Any]
-    key: Any
-    value: Any
-    label: str
-
-
-class Surroundings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
     """Everything that a set of programs can reach.
 
     :ivar guards: places of Python values; another value there may mean another graph.
@@ -47,8 +41,13 @@ class Surroundings(NamedTuple):
     tensors: tuple[Slot, ...]
     contents: tuple[tuple[Any, Any, str], ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_look", Look(self.guards))
+
     def changed(self) -> str | None:
         """The label of a Python value that is no longer what it was; None if there is none."""
+        if not self.contents and self._look.same():
+            return None
         for read, key, value, label in self.guards:
             try:
                 now = read(key)
@@ -76,11 +75,12 @@ class Surroundings(NamedTuple):
                 return None
         if any(not _equal(container, copy) for container, copy, _ in self.contents):
             return None
-        return self.again()._replace(guards=tuple(guards))
+        return dataclasses.replace(self.again(), guards=tuple(guards))
 
     def again(self) -> Surroundings:
         """The same places with the tensors that are there now."""
-        return self._replace(tensors=tuple(s._replace(value=s.read(s.key)) for s in self.tensors))
+        tensors = tuple(slot._replace(value=slot.read(slot.key)) for slot in self.tensors)
+        return dataclasses.replace(self, tensors=tensors)
 
 
 def surroundings(
@@ -234,7 +234,7 @@ class _Walk:
             self.slot(partial.__getattribute__, name, f"{label}.{name}")
 
     def _sequence(self, sequence: Any, label: str) -> None:
-        self.slots.append(Slot(_length, sequence, len(sequence), f"len({label})"))
+        self.slots.append(Slot(length_of, sequence, len(sequence), f"len({label})"))
         if len(sequence) > _LONG and all(isinstance(item, _ATOMS) for item in sequence):
             self.contents.append((sequence, list(sequence), label))
             return
@@ -242,7 +242,7 @@ class _Walk:
             self.slot(sequence.__getitem__, i, f"{label}[{i}]")
 
     def _mapping(self, mapping: Mapping, label: str) -> None:
-        self.slots.append(Slot(_length, mapping, len(mapping), f"len({label})"))
+        self.slots.append(Slot(length_of, mapping, len(mapping), f"len({label})"))
         for key in list(mapping):
             self.slot(mapping.__getitem__, key, f"{label}[{key!r}]")
 
@@ -380,10 +380,6 @@ def _misses(cached: Any) -> tuple[int, int]:
     """What changes when a cache is filled or cleared, and not when it is read."""
     info = cached.cache_info()
     return info.misses, info.currsize
-
-
-def _length(container: Any) -> int:
-    return len(container)
 
 
 def _same(now: Any, value: Any) -> bool:

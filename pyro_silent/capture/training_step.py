@@ -15,7 +15,7 @@ from pyro_silent.capture.inputs import Doubtful, Stale
 from pyro_silent.capture.optimizer import Updates
 from pyro_silent.capture.program import Program, as_tensors, run_once
 from pyro_silent.capture.schedule import count_step
-from pyro_silent.capture.surroundings import Slot
+from pyro_silent.capture.slots import Slot
 from pyro_silent.errors import CaptureError
 
 if TYPE_CHECKING:

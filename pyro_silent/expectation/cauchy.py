@@ -56,7 +56,7 @@ def log1p_square(mean: Tensor, std: Tensor) -> Tensor:
     mean, std = torch.broadcast_tensors(widened(mean), widened(std))
     square, variance = mean.square(), std.square()
     second = square + variance
-    decision = Decision("widest", second)
+    decision = Decision("widest", second, has_default=True)
     if decision.looks:
         widest = max(float(second.detach().max()), 1.0) if second.numel() else 1.0
         decision.keep(_ROOM * widest)
