@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from pyro_silent import AnnealedELBO, GumbelRaoELBO, Linear, SilentELBO, TwinDecoder
+from pyro_silent import (
+    AnnealedELBO,
+    CompiledELBOModule,
+    GumbelRaoELBO,
+    Linear,
+    SilentELBO,
+    TwinDecoder,
+)
 from pyro_silent.elbo import processes
 
 WORLD = 2
@@ -312,6 +319,23 @@ def accumulated(rank: int, folder: Path) -> Any:
     module = vae(annealed())
     joint = added(copy.deepcopy(module), data())
     return added(DDP(module), data()[rank::WORLD]), joint
+
+
+@check
+def captured(rank: int, folder: Path) -> Any:
+    """Graphs in the wrapper: of an autoguide, and through both ends of the annealing."""
+    results = {}
+    for name, module in (
+        ("regression", regression()),
+        ("annealed", vae(annealed())),
+        ("warm-up", vae(annealed(silent_warm_up=True))),
+    ):
+        graphs = CompiledELBOModule(module, backend="eager")
+        ddp = DDP(graphs)
+        trained(ddp, adam(ddp), data()[rank::WORLD], 0, STEPS)
+        found = {"parameters": values(module), "steps": module.elbo.num_steps}
+        results[name] = {**found, "replays": graphs.statistics.replays}
+    return results
 
 
 @check

@@ -148,6 +148,19 @@ def test_both_ends_of_the_annealing_go_as_in_one_process(results, options, warm_
     assert joint == pytest.approx(unbroken["losses"], rel=EXACT)
 
 
+@pytest.mark.parametrize("name", ["regression", "annealed", "warm-up"])
+def test_captured_losses_train_as_one_eager_process(results, name):
+    with as_in_the_processes():
+        if name == "regression":
+            unbroken = programs.run(None, programs.regression())
+        else:
+            unbroken = alone(name == "warm-up")
+    for returned in results("captured"):
+        assert difference(returned[name]["parameters"], unbroken["parameters"]) < EXACT
+        assert returned[name]["steps"] == unbroken["steps"] == programs.STEPS
+        assert returned[name]["replays"] >= 2
+
+
 def test_a_resting_branch_has_no_gradient(results):
     """The expressive branch in the warm-up, none at weight 1/2, the analytic branch at weight 0."""
     for steps in results("resting_gradients"):
