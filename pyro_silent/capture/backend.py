@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, TypeAlias
 
 from torch import Tensor, fx
 
+from pyro_silent.capture.cuda_graph import CudaGraph
 from pyro_silent.errors import CaptureWarning, ConfigurationError
 
 Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -29,11 +29,16 @@ def check_backend(backend: str) -> None:
         )
 
 
-def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tuple[Run, float]:
+def prepare(
+    module: fx.GraphModule, examples: list[Tensor], moving: Set[int], backend: str
+) -> tuple[Run, float]:
     """A function that runs the graph, and the seconds it took to compile.
 
     Random operators keep torch's own generators, so that a graph draws what the program would draw.
     Without a working compiler the graph runs uncompiled, with a warning.
+
+    :param examples: inputs of the kind that there will be.
+    :param moving: positions of inputs that are other tensors in each step.
     """
     started = time.perf_counter()
     if backend == "inductor":
@@ -41,6 +46,8 @@ def prepare(module: fx.GraphModule, examples: list[Tensor], backend: str) -> tup
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, about its parts
                 run = _compiled(module, examples)
+            if examples and all(example.is_cuda for example in examples):
+                run = CudaGraph(run, moving)
             return run, time.perf_counter() - started
         except Exception as error:  # of the compiler, its toolchain or its cache: many types
             warnings.warn(
@@ -82,25 +89,6 @@ def _interpreted(module: fx.GraphModule) -> Run:
     return lambda inputs: module(*inputs)
 
 
-class _CudaGraph:
-    """A run recorded as a CUDA graph: its kernels are launched together.
-
-    The graph reads fixed addresses: inputs that rest where they were (parameters, optimizer state) are
-    read there, others are copied to where the recorded ones lay.
-    """
-
-    def __init__(self, run: Run, examples: list[Tensor]) -> None:
-        self._run = run
-        self._graph: Any = None
-        self._inputs: list[Tensor] = []
-
-    def __call__(self, inputs: list[Tensor]) -> Sequence[Tensor]:
-        return self._run(inputs)
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
-
-
-logging.getLogger("torch._inductor").addHandler(logging.NullHandler())

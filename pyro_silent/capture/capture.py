@@ -103,12 +103,13 @@ class Capture:
         """
         self._refresh(arguments)
         after = self.now(arguments)
-        plain, _ = prepare(self._graph.module, after, "eager")
+        moving = self._inputs.moving
+        plain, _ = prepare(self._graph.module, after, moving, "eager")
         drawn = self._compare(plain, after, result)
         if not same(drawn, random_state()):
             raise CaptureError("the programs set the state of torch's random generator.")
         if backend != "eager":
-            self._run, self.compile_seconds = prepare(self._graph.module, after, backend)
+            self._run, self.compile_seconds = prepare(self._graph.module, after, moving, backend)
             self._compare(self._run, after, result)
         else:
             self._run = plain

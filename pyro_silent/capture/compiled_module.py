@@ -21,7 +21,43 @@ from pyro_silent.errors import ConfigurationError
 
 
 class CompiledELBOModule(nn.Module):
-    """..."""
+    """What ``elbo(model, guide)`` returns, with loss and gradient as one compiled graph.
+
+    For training loops of one's own, any optimizer of torch (``LBFGS`` too), and
+    ``DistributedDataParallel``: a call gives the loss as a tensor, and its ``backward`` hands out
+    gradients that the graph has found with it. They are first derivatives only. The conditions are those
+    of :class:`CompiledSVI`; without gradients, or in ``eval()``, there is a graph of its own.
+
+    :param ELBOModule module: such as ``SilentELBO()(model, guide)``; kept as :attr:`module`.
+    :param str backend: see :class:`CompiledSVI`.
+    :param str uncapturable: see :class:`CompiledSVI`.
+    :param int max_graphs: see :class:`CompiledSVI`.
+    :raises ConfigurationError: for an argument that makes no sense.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_silent import CompiledELBOModule, SilentELBO
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> guide = AutoNormal(model)
+        >>> x = torch.tensor([1.0, 2.0, 3.0])
+        >>> elbo = CompiledELBOModule(SilentELBO()(model, guide), backend="eager")
+        >>> _ = elbo(x)  # makes the parameters
+        >>> optimizer = torch.optim.LBFGS(guide.parameters(), line_search_fn="strong_wolfe")
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = elbo(x)
+        ...     loss.backward()
+        ...     return loss
+        >>> for _ in range(3):
+        ...     _ = optimizer.step(closure)
+        >>> round(guide.median()["mean"].item(), 3)
+        1.5
+    """
 
     def __init__(
         self,

@@ -20,7 +20,71 @@ from pyro_silent.capture.training_step import TrainingStep
 
 
 class CompiledSVI(SVI):
-    """..."""
+    r"""Pyro's ``SVI`` with the whole training step as one compiled graph: loss, gradient and update.
+
+    .. math:: (\theta, s) \leftarrow \mathrm{update}(\theta, s, \nabla_\theta \mathcal L(\theta, x))
+
+    is one pure function of tensors (parameters, the optimizer's state s, the arguments x), so it is
+    traced, compiled and replayed; Pyro's handlers and random tensors are gone from it. Of each kind of
+    arguments (shapes, dtypes, devices, plain values) the first step runs as under ``SVI`` and sets things
+    up, the second is watched, the third is traced and runs as well, and the graph must arrive where that
+    step arrived; then it takes over. Steps equal those of ``SVI`` up to rounding, random numbers
+    included: it suits every loss of static structure, exact or sampled.
+
+    The param store and modules keep the parameters: what is read after a step is current, what is
+    written between steps is used. Tensors are read where they are kept in every step (param store,
+    modules, closures, globals, attributes), and Python values are compared with what they were; a change
+    means another graph. A tensor whose values decide the structure (a mask) is compared by its values.
+
+    What cannot be captured runs as under ``SVI``, with a :class:`CaptureWarning` that gives the reason:
+    structure that depends on a parameter, a latent or a random number (``if z > 0``, ``.item()``),
+    hooks on parameters, programs that change Python state in each step or draw from Python's or numpy's
+    generators, steps inside of Pyro's handlers, JitTrace_ELBO.
+
+    When it is wrong: the programs' Python code does not run in captured steps, so prints and logs fall
+    silent. A value in an object that cannot be looked into (an iterator, an extension type, a closure
+    inside another library) is taken as it was; if it changed from one step to the next, the comparison
+    finds it, if only later, nothing does. Pyro's validation runs in uncaptured steps alone; a captured
+    one warns where its loss is NaN. Where a quadrature or series has to be chosen by values, the graph keeps
+    the choice and checks it in each step; a step where it is not good enough is taken eagerly.
+
+    :param model: as in ``SVI``.
+    :param guide: as in ``SVI``.
+    :param optim: Pyro's Adam, AdamW, ClippedAdam and SGD, with clipping and schedulers of learning rates,
+        are part of the graph; others run beside a compiled loss and gradient.
+    :param loss: any loss.
+    :param str backend: ``"inductor"`` compiles (5 to 20 seconds a graph, kept on disk by torch for the
+        next process); ``"eager"`` runs the graph's operators one by one. Where there is no compiler the
+        latter is done with a warning.
+    :param str uncapturable: ``"warn"``, or ``"raise"`` for a :class:`CaptureError` where a step cannot be
+        captured.
+    :param int max_graphs: how many graphs there may be; further kinds of steps run eagerly.
+    :raises ConfigurationError: for an argument that makes no sense.
+
+    Cost: a replay is the compiled operators and some 30 microseconds for looking at what may have
+    changed; ``examples/benchmarks/captured_step.py`` compares. Memory: that of a step, and while a step
+    is traced a copy of the parameters and of the optimizer's state.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_silent import CompiledSVI, SilentELBO
+        >>> def model(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+        >>> pyro.clear_param_store()
+        >>> adam = pyro.optim.Adam({"lr": 0.02})
+        >>> svi = CompiledSVI(model, AutoNormal(model), adam, SilentELBO(), backend="eager")
+        >>> x = torch.linspace(-1, 1, 50)
+        >>> for _ in range(300):
+        ...     loss = svi.step(x, 0.7 * x)
+        >>> svi.statistics.graphs, svi.statistics.replays
+        (1, 297)
+        >>> round(pyro.param("AutoNormal.locs.slope").item(), 2)
+        0.7
+    """
 
     def __init__(
         self,

@@ -90,6 +90,11 @@ class Inputs:
         self._fixed = [_Fixed(position[name], copy) for name, copy in fixed.items()]
         self._last: list[tuple[Tensor | None, int]] = [(None, 0) for _ in self._fixed]
 
+    @property
+    def moving(self) -> frozenset[int]:
+        """Positions of inputs that are other tensors in each step."""
+        return frozenset(range(len(self.tensors))) - frozenset(self._at_rest)
+
     def now(self, arguments: Arguments) -> list[Tensor]:
         """The inputs of this step.
 
