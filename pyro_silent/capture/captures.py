@@ -131,6 +131,7 @@ class Captures:
                     break
                 continue
             self._replays += 1
+            entry.calls = 0
             return result
         if entry.refused is None:
             entry.refused = _unfit(arguments)
@@ -162,18 +163,16 @@ class Captures:
     ) -> Any:
         """A step that no graph fits: eager; traced as well if nothing has changed since the last one.
 
-        The first step of a kind may set things up. The second shows whether a step itself changes what
-        the programs read. The third is traced.
+        The first step of a kind may set things up, or have a graph of before fit again. The second shows
+        whether a step itself changes what the programs read. The third is traced.
         """
         entry.calls += 1
-        if entry.captures:
-            result = self._step(args, kwargs)
-            if any(capture.fits_again(arguments) for capture in entry.captures):
-                return result
-            entry.calls, entry.watched = 1, None
-            return self._moved(entry, why, result)
         if entry.calls == 1:
-            return self._step(args, kwargs)
+            entry.watched = None
+            result = self._step(args, kwargs)
+            fits = any(capture.fits_again(arguments) for capture in entry.captures)
+            entry.calls = 0 if fits else 1
+            return self._moved(entry, why, result) if entry.captures and not fits else result
         if entry.watched is not None:
             why = entry.watched.changed()
             if why is None:

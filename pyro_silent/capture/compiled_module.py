@@ -9,7 +9,6 @@ import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyro_silent.capture.backend import Run, check_backend
 from pyro_silent.capture.captures import Captures, CaptureStatistics
@@ -17,7 +16,7 @@ from pyro_silent.capture.program import Program, parameters_of, run_once
 from pyro_silent.capture.schedule import count_step, schedule_slots
 from pyro_silent.elbo.processes import in_processes
 from pyro_silent.elbo.stateful_module import StatefulELBOModule
-from pyro_silent.errors import ConfigurationError
+from pyro_silent.errors import CaptureError, ConfigurationError
 
 
 class CompiledELBOModule(nn.Module):
@@ -159,10 +158,16 @@ class _Found(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
+        # parameters as well: torch sees whether they were written to before the backward pass
+        ctx.save_for_backward(*gradients, *parameters)
+        ctx.number = len(gradients)
         return loss.detach().clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, *(gradient * g for g in ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            raise CaptureError(
+                "a captured loss has first derivatives only, and create_graph=True asks for more; use "
+                "the module that was captured."
+            )
+        return None, None, *(gradient * g for g in ctx.saved_tensors[: ctx.number])

@@ -45,8 +45,9 @@ class CompiledSVI(SVI):
     silent. A value in an object that cannot be looked into (an iterator, an extension type, a closure
     inside another library) is taken as it was; if it changed from one step to the next, the comparison
     finds it, if only later, nothing does. Pyro's validation runs in uncaptured steps alone; a captured
-    one warns where its loss is NaN. Where a quadrature or series has to be chosen by values, the graph keeps
-    the choice and checks it in each step; a step where it is not good enough is taken eagerly.
+    one warns after the fact where its loss is NaN. Where a quadrature or series has to be chosen by
+    values, the graph keeps the choice and checks it in each step; a step where it is not good enough is
+    taken eagerly.
 
     :param model: as in ``SVI``.
     :param guide: as in ``SVI``.

@@ -139,6 +139,14 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """The same without torch's look at whether the classes are in range."""
+    if num_classes < 0:
+        return torch.nn.functional.one_hot(tensor, num_classes)
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).to(torch.int64)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
@@ -194,4 +202,6 @@ class _Functions(TorchFunctionMode):
         if func in _WITHOUT_DISPATCH:
             looked_at = args[1:] if func.__name__ == "tensor_split" else args[:1]
             self._reads.look(_tensors(looked_at), f"Tensor.{func.__name__}")
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -107,7 +107,9 @@ class TrainingStep(Program):
             gradient, version = svi.left.get(id(parameter), _NOTHING)
             now = parameter.grad
             if now is not gradient or (now is not None and now._version != version):
-                raise Stale("a gradient that was there before the step")
+                if now is not None and bool(now.any()):
+                    raise Stale("a gradient that was there before the step")
+                svi.left[id(parameter)] = now, 0 if now is None else now._version
             if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
                 raise Stale("hooks on parameters")
         if self._updates is not None and self._updates.changed():
