@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from pyro.ops.indexing import Vindex
 
+from tests.devices import here
+
 Shape = tuple[int, ...]
 
 
@@ -185,7 +187,7 @@ CASTS = [
         ("bool", lambda z: z.bool()),
         ("to(float64)", lambda z: z.to(torch.float64)),
         ("to(dtype=int8)", lambda z: z.to(dtype=torch.int8)),
-        ("to(cpu)", lambda z: z.to("cpu")),
+        ("to(cpu)", lambda z: z.to("cpu").to(here())),
         ("to(other)", lambda z: z.to(torch.zeros(1, dtype=torch.float32))),
         ("type", lambda z: z.type(torch.float32)),
         ("type_as", lambda z: z.type_as(torch.zeros(1))),

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
+from tests.devices import here
+
 Shape = tuple["int | str", ...]
 
 
@@ -521,13 +523,13 @@ JOINING = [
 
 CONVERSIONS = [
     Row("to(dtype)", lambda z: z.to(torch.float64)),
-    Row("to(device)", lambda z: z.to("cpu")),
-    Row("to(device, dtype)", lambda z: z.to("cpu", torch.float64)),
+    Row("to(device)", lambda z: z.to("cpu").to(here())),
+    Row("to(device, dtype)", lambda z: z.to("cpu", torch.float64).to(here())),
     Row("to(other)", lambda z, w: z.to(w), (BW,)),
     Row("type", lambda z: z.type(torch.float64)),
     Row("type_as", lambda z, w: z.type_as(w), (BW,)),
     Row("double", lambda z: z.double()),
-    Row("cpu", lambda z: z.cpu()),
+    Row("cpu", lambda z: z.cpu().to(here())),
     Row("plain.to(z)", lambda z, w: z * w.detach().float().to(z), (BW,)),
     Row("plain.type_as(z)", lambda z, w: z + w.type_as(z), (BW,)),
     Row("plain.view_as(z)", lambda z, w: z + w.view_as(z), (("B", 1, 3),)),

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_silent import IntractableError, RandomTensor, covariance, mean, random_tensor, variance
 from tests import oracles
+from tests.devices import here
 from tests.random_tensor.agreement import (
     assert_close,
     assert_metadata_agrees,
@@ -514,7 +515,7 @@ def test_detach_cuts_the_gradient_and_keeps_the_law():
         lambda z: z.float(),
         lambda z: z.type(torch.float32),
         lambda z: z.type("torch.FloatTensor"),
-        lambda z: z.to("cpu", torch.float32),
+        lambda z: z.to(here(), torch.float32),
         lambda z: z.type_as(torch.zeros((), dtype=torch.float32)),
     ],
 )
