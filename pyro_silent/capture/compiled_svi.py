@@ -103,7 +103,6 @@ class CompiledSVI(SVI):
         check_backend(backend)
         super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
         self.visited: dict[str, Tensor] = {}
-        self.left: dict[int, tuple[Tensor | None, int]] = {}
         read = self.__getattribute__
         roots = {f"the {name}": (read, name) for name in ("model", "guide", "loss_object")}
 
@@ -149,16 +148,9 @@ class CompiledSVI(SVI):
         parameters = set(self.visited.values())
         self.optim(parameters)
         zero_grads(parameters)
-        self.note_gradients()
         if isinstance(loss, tuple):
             return type(loss)(map(torch_item, loss))
         return torch_item(loss)
-
-    def note_gradients(self) -> None:
-        """Gradients as a step leaves them; what is there else was put there by others."""
-        for parameter in self.visited.values():
-            gradient = parameter.grad
-            self.left[id(parameter)] = gradient, 0 if gradient is None else gradient._version
 
     def _evaluate(self, args: tuple, kwargs: dict) -> Any:
         """An evaluation of Pyro's own."""

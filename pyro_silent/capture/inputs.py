@@ -106,7 +106,9 @@ class Inputs:
         if not self._look.same():
             self._rebind()
         tensors = self.tensors
-        if [(t.data_ptr(), t.requires_grad) for t in self._resting] != self._pointers:
+        if [t.data_ptr() for t in self._resting] != self._pointers or [
+            t.requires_grad for t in self._resting
+        ] != self._trained:
             self._check_kinds()
         for i, j in self._arguments:
             tensors[i] = arguments.tensors[j]
@@ -118,7 +120,8 @@ class Inputs:
         """Note the tensors that rest where they are."""
         self._look = Look(self._slots)
         self._resting = [self.tensors[i] for i in self._at_rest]
-        self._pointers = [(t.data_ptr(), t.requires_grad) for t in self._resting]
+        self._pointers = [t.data_ptr() for t in self._resting]
+        self._trained = [t.requires_grad for t in self._resting]
 
     def _rebind(self) -> None:
         """Take the tensors that stand in the places of others now."""

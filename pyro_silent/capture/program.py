@@ -74,8 +74,15 @@ class Program(ABC):
 
     def slots(self) -> list[Slot]:
         """The places of parameters, and of objects and tensors of the program's own."""
-        names = list(pyro.get_param_store()._params)
-        return [Slot(_stored, name, _stored(name), f"parameter {name!r}") for name in names]
+        store = pyro.get_param_store()
+        places = store._params
+        return [
+            Slot(store.__getattribute__, "_params", places, "the param store"),
+            *(
+                Slot(places.__getitem__, name, p, f"parameter {name!r}")
+                for name, p in places.items()
+            ),
+        ]
 
     def asides(self) -> list[Tensor]:
         """What the graph gives besides the results: a silent loss to remember, and a doubt.
@@ -143,7 +150,3 @@ def _unconstrained(value: Any) -> Tensor:
 def as_tensors(loss: Any) -> list[Tensor]:
     """One loss or a tuple of them."""
     return [torch.as_tensor(x) for x in (loss if isinstance(loss, tuple) else (loss,))]
-
-
-def _stored(name: str) -> Any:
-    return pyro.get_param_store()._params.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,6 @@ from pyro_silent.errors import CaptureError
 
 if TYPE_CHECKING:
     from pyro_silent.capture.compiled_svi import CompiledSVI
-
-
-_NOTHING = (None, 0)
 
 
 class TrainingStep(Program):
@@ -57,6 +55,13 @@ class TrainingStep(Program):
         self._trained = {n: p for n, p in self.parameters.items() if p.grad is not None}
         possible = Updates.possible(self._optim, self._trained)
         self._updates = Updates(self._optim, self._trained) if possible else None
+        self._note_gradients()
+
+    def _note_gradients(self) -> None:
+        """Gradients that are zero, or none; those of other steps are recognised as new."""
+        self._all = list(self.parameters.values())
+        gradients = [parameter.grad for parameter in self._all]
+        self._left = gradients, [None if g is None else g._version for g in gradients]
 
     def operators(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The losses, after the updates; without rules for them, losses and gradients."""
@@ -103,13 +108,16 @@ class TrainingStep(Program):
         svi = self._svi
         if svi.optim is not self._optim or svi.loss_and_grads != self._loss_and_grads:
             raise Stale("the optimizer or the loss of the SVI object")
-        for parameter in self.parameters.values():
-            gradient, version = svi.left.get(id(parameter), _NOTHING)
-            now = parameter.grad
-            if now is not gradient or (now is not None and now._version != version):
-                if now is not None and bool(now.any()):
-                    raise Stale("a gradient that was there before the step")
-                svi.left[id(parameter)] = now, 0 if now is None else now._version
+        gradients, versions = self._left
+        now = [parameter.grad for parameter in self._all]
+        if (
+            not all(map(operator.is_, now, gradients))
+            or [None if gradient is None else gradient._version for gradient in now] != versions
+        ):
+            if any(gradient is not None and bool(gradient.any()) for gradient in now):
+                raise Stale("a gradient that was there before the step")
+            self._note_gradients()
+        for parameter in self._all:
             if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
                 raise Stale("hooks on parameters")
         if self._updates is not None and self._updates.changed():
@@ -135,8 +143,7 @@ class TrainingStep(Program):
         if self._kind is not None:
             return self._kind(map(torch_item, outputs))
         loss = outputs[0].item()
-        warn_if_nan(loss, "loss")
-        return loss
+        return loss if loss == loss else warn_if_nan(loss, "loss")
 
     def _optimize(self, gradients: Any) -> None:
         """Let the optimizers run as they are."""
@@ -145,4 +152,4 @@ class TrainingStep(Program):
         parameters = set(self.parameters.values())
         self._optim(parameters)
         zero_grads(parameters)
-        self._svi.note_gradients()
+        self._note_gradients()
