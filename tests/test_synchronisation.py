@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -205,6 +206,25 @@ def test_a_step_of_each_loss_reads_its_loss_alone(loss, code, far_away):
     # a seed for the noise of the backward pass comes from the CPU's generator, whatever the device
     seeds = 1 if loss is GumbelRaoELBO else 0
     assert len(looks) == 1 + seeds, looks
+
+
+def test_equal_scales_are_not_compared(monkeypatch):
+    """Both terms are taken as they are, which is as exact as the closed divergence."""
+    torch.set_default_dtype(torch.float64)
+    model, guide = vae("normal")
+    x, elbo = torch.randn(5, 6), SilentELBO()
+
+    def scaled(program: Any) -> Any:
+        return lambda x: poutine.scale(program, scale=torch.full((), 0.25))(x)
+
+    run = steps_of(elbo, scaled(model), scaled(guide), x)
+    if here().type == "cpu":
+        assert "equal" in looks_of(run)
+    expected = run()
+    monkeypatch.setattr(looking, "_is_near", lambda device: False)
+    assert len(looks_of(run)) == 1
+    with pyro.validation_enabled(False):
+        assert run() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_loop_of_ones_own_reads_nothing(far_away):
