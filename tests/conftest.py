@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -43,6 +44,19 @@ def pytest_configure(config: pytest.Config) -> None:
         Tensor.__array__ = _array
         for law in (RandomTensor, DiscreteSample):
             law.__array__ = _TO_ARRAY  # they refuse, and say where
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Examples in docstrings print tensors, and with them a device: they run on the CPU."""
+    if torch.device(config.getoption("--device")).type != "cpu":
+        for item in items:
+            if isinstance(item, pytest.DoctestItem):
+                item.runtest = partial(_on_the_cpu, item.runtest)
+
+
+def _on_the_cpu(run: Callable[[], None]) -> None:
+    with torch.device("cpu"):
+        run()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
