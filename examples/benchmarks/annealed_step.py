@@ -206,7 +206,7 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
     sizes = Sizes()

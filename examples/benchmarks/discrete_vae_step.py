@@ -159,7 +159,7 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[20, 200])
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     codes = {8: DiscreteSizes(), 2: DiscreteSizes(num_latents=240, arity=2)}
     if arguments.smoke_test:

@@ -68,7 +68,7 @@ def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--batch-size", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--steps-per-round", type=int, default=3)
     arguments = parser.parse_args()
     sizes = Sizes()

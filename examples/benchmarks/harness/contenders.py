@@ -35,6 +35,7 @@ PYRO_LOSSES: dict[str, Callable[[], ELBO]] = {
     JIT: lambda: JitTrace_ELBO(ignore_jit_warnings=True),
 }
 STEPS_IN_LOOP = 20
+CAPTURED_AFTER = 4  # steps, the first of which run eagerly
 
 Call = Callable[[], object]
 Leaves = dict[str, Tensor]
@@ -150,15 +151,30 @@ def numpyro_steps(case: Case, seed: int) -> dict[str, Call]:
     }
 
 
-def contenders(case: Case, seed: int, backend: str) -> dict[str, Call]:
-    """Return a training step per contender that there is; each has parameters of its own."""
+def captured_step(case: Case, seed: int, backend: str) -> tuple[Call, float]:
+    """Return a replayed step, and how far its loss is from that of ``SilentELBO``, relatively.
+
+    :raises RuntimeError: if no step is replayed.
+    """
+    svi, batches = captured_svi(case, seed, backend), case.batches()
+    for _ in range(CAPTURED_AFTER):
+        svi.step(*next(batches))
+    replays, args = svi.statistics.replays, next(batches)
+    with torch.no_grad():
+        exact = SilentELBO().loss(svi.model, svi.guide, *args)
+    loss = svi.step(*args)
+    if svi.statistics.replays == replays:
+        raise RuntimeError(f"{case.name} is not captured: {svi.statistics}")
+    return lambda: svi.step(*next(batches)), abs(loss - exact) / abs(exact)
+
+
+def contenders(case: Case, seed: int) -> dict[str, Call]:
+    """Return a training step per contender but ours that there is; each has its own parameters."""
     calls: dict[str, Call] = {name: pyro_step(case, name, seed) for name in PYRO_LOSSES}
     try:
         calls[BY_HAND] = by_hand_step(case, seed)
     except LookupError:
         pass
-    svi, batches = captured_svi(case, seed, backend), case.batches()
-    calls[CAPTURED] = lambda: svi.step(*next(batches))
     if installed("numpyro"):
         calls |= numpyro_steps(case, seed)
     return calls
