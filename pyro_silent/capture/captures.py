@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
 
 from pyro_silent.capture.arguments import Arguments, flatten
 from pyro_silent.capture.capture import Capture, Program
@@ -49,6 +50,7 @@ class _Entry:
     """What is known of one signature.
 
     :ivar watched: what the programs read, as it was at the end of the last step.
+    :ivar visited: the parameters that the last watched step visited.
     :ivar others: arguments, alive since signatures tell them by identity.
     """
 
@@ -56,6 +58,7 @@ class _Entry:
         self.others = others
         self.captures: list[Capture] = []
         self.watched: Surroundings | None = None
+        self.visited: dict[str, Tensor] = {}
         self.refused: str | None = None
         self.calls = 0
         self.moving = 0
@@ -66,8 +69,9 @@ class Captures:
 
     :param roots: places of the objects whose code runs in a step, by what to call them.
     :param schedules: places of numbers that a loss takes from its schedules.
-    :param make: makes the program once the first step has been taken.
+    :param make: makes the program of the parameters that a step has visited.
     :param eagerly: takes a step as Pyro does.
+    :param visited: tells the parameters of that step, by name.
     :param max_graphs: how many there may be; a step that none of them fits is then taken eagerly.
     """
 
@@ -75,8 +79,9 @@ class Captures:
         self,
         roots: Mapping[str, tuple[Callable[[Any], Any], Any]],
         schedules: Callable[[], list[Slot]],
-        make: Callable[[], Program],
+        make: Callable[[dict[str, Tensor]], Program],
         eagerly: Callable[[tuple, dict], Any],
+        visited: Callable[[], dict[str, Tensor]],
         backend: str,
         uncapturable: str,
         max_graphs: int,
@@ -91,6 +96,7 @@ class Captures:
         self._schedules = schedules
         self._make = make
         self._eagerly = eagerly
+        self._visited = visited
         self._backend = backend
         self._max_graphs = max_graphs
         self._raises = uncapturable == "raise"
@@ -98,6 +104,12 @@ class Captures:
         self._replays = self._eager_steps = self._graphs = 0
         self._trace_seconds = self._compile_seconds = 0.0
         self._said: set[str] = set()
+
+    def __getstate__(self) -> Any:
+        raise CaptureError(
+            "captured steps can be neither copied nor pickled: they belong to the objects they were "
+            "captured from. Make a new one, and save param store, optimizer and loss instead."
+        )
 
     @property
     def statistics(self) -> CaptureStatistics:
@@ -166,8 +178,7 @@ class Captures:
         The first step of a kind may set things up, or have a graph of before fit again. The second shows
         whether a step itself changes what the programs read. The third is traced.
         """
-        entry.calls += 1
-        if entry.calls == 1:
+        if entry.calls == 0:
             entry.watched = None
             result = self._step(args, kwargs)
             fits = any(capture.fits_again(arguments) for capture in entry.captures)
@@ -183,6 +194,7 @@ class Captures:
             self._refuse(entry, _reason(error))
             return self._step(args, kwargs)
         result = self._step(args, kwargs)
+        entry.visited = self._visited()
         changed = entry.watched.changed() or entry.watched.replaced()
         return result if changed is None else self._moved(entry, changed, result)
 
@@ -211,11 +223,14 @@ class Captures:
             return self._step(args, kwargs)
         entry.watched = None
         try:
-            capture = Capture(self._make(), around, arguments)
+            capture = Capture(self._make(entry.visited), around, arguments)
             capture.trace(arguments, args, kwargs)
         except Exception as error:  # whatever a program cannot stand while it is traced
+            if self._raises:
+                raise CaptureError(_reason(error)) from error
+            result = self._step(args, kwargs)  # if this raises too, the error is the program's own
             self._refuse(entry, _reason(error))
-            return self._step(args, kwargs)
+            return result
         result = self._step(args, kwargs)
         try:
             capture.prepare(arguments, self._backend, result)

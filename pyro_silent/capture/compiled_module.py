@@ -78,8 +78,9 @@ class CompiledELBOModule(nn.Module):
         self._calls = Captures(
             {"the module": (self._modules.__getitem__, "module")},
             lambda: schedule_slots(module.elbo),
-            lambda: _Gradient(self),
+            functools.partial(_Gradient, self),
             self._call,
+            lambda: self.visited,
             backend,
             uncapturable,
             max_graphs,
@@ -105,8 +106,8 @@ class CompiledELBOModule(nn.Module):
 class _Gradient(Program):
     """The loss, and its gradient in all parameters if gradients are on."""
 
-    def __init__(self, compiled: CompiledELBOModule) -> None:
-        super().__init__(dict(compiled.visited))
+    def __init__(self, compiled: CompiledELBOModule, parameters: dict[str, Tensor]) -> None:
+        super().__init__(parameters)
         self._compiled = compiled
         self._training = compiled.module.training and torch.is_grad_enabled()
         self._reached: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -110,13 +111,21 @@ class CompiledSVI(SVI):
             return schedule_slots(self.loss_object)
 
         self._steps = Captures(
-            roots, slots, lambda: TrainingStep(self), self._step, backend, uncapturable, max_graphs
+            roots,
+            slots,
+            functools.partial(TrainingStep, self),
+            self._step,
+            lambda: self.visited,
+            backend,
+            uncapturable,
+            max_graphs,
         )
         self._evaluations = Captures(
             roots,
             slots,
-            lambda: _Evaluation(self),
+            functools.partial(_Evaluation, self),
             self._evaluate,
+            lambda: self.visited,
             backend,
             uncapturable,
             max_graphs,
@@ -163,8 +172,8 @@ class CompiledSVI(SVI):
 class _Evaluation(Program):
     """The loss without gradients."""
 
-    def __init__(self, svi: CompiledSVI) -> None:
-        super().__init__(dict(svi.visited))
+    def __init__(self, svi: CompiledSVI, parameters: dict[str, Tensor]) -> None:
+        super().__init__(parameters)
         self._svi = svi
         self.loss = svi.loss_object
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 from pyro.nn.module import _Context
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import Trace
@@ -122,7 +123,7 @@ _ATOMS = (
 )  # fmt: skip
 _TENSORS = (Tensor, nn.Parameter)
 _OPAQUE = (
-    ParamStoreDict, _Context, torch.Generator, weakref.ref, types.BuiltinFunctionType,
+    ParamStoreDict, _Context, torch.Generator, types.BuiltinFunctionType,
     types.GeneratorType, torch._ops.OpOverload, torch._ops.OpOverloadPacket,
 )  # fmt: skip
 _LIBRARIES = {"torch", "pyro", "pyro_silent", "numpy", "scipy", *sys.stdlib_module_names}
@@ -142,8 +143,9 @@ _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrg
 """Names that say that code reads attributes by other names than it shows."""
 
 _ENVIRONMENT = {"environ", "getenv"}
-_COUNTERS = {"num_steps", "_silent_value", "_warned", "_plain", "_memory"}
-"""Attributes of a loss that change as it runs; what they decide is looked at in other ways."""
+_UNSEEN = {"eval", "exec", "globals", "locals"}
+_COUNTERS = {"num_steps", "max_plate_nesting"}
+"""Attributes of a loss, besides private ones, that change as it runs."""
 
 
 class _Walk:
@@ -169,6 +171,11 @@ class _Walk:
             for attributes, defaults, label in list(self._with_defaults):
                 for name in self._names & defaults - attributes.keys():
                     self._absent(attributes, name, label)
+            for name in self._names & sys.modules.keys():  # imported inside of a function
+                self.visit(sys.modules[name], name)
+        if not _UNSEEN.isdisjoint(self._names):
+            named = ", ".join(sorted(_UNSEEN & self._names))
+            raise CaptureError(f"the programs call {named}, which can read anything by any name.")
         if not _ENVIRONMENT.isdisjoint(self._names):
             self.contents.append((os.environ, dict(os.environ), "the environment"))
 
@@ -261,6 +268,9 @@ class _Walk:
     def _bytes(self, value: Any, label: str) -> None:
         self.contents.append((value, bytes(value), label))
 
+    def _reference(self, reference: weakref.ref, label: str) -> None:
+        self.slot(_referent, reference, label)
+
     def _getter(self, getter: Any, label: str) -> None:
         self._names.update(part for name in getter.__reduce__()[1] for part in str(name).split("."))
 
@@ -296,9 +306,11 @@ class _Walk:
                 inherited = {name for other in cls.__mro__[i + 1 :] for name in vars(other)}
                 self._with_defaults.append((attributes, inherited, base.__name__))
                 self._by_name.append((attributes, attributes.__getitem__, base.__name__))
-                for name, value in attributes.items():
-                    if name.startswith("__") and callable(value):
-                        self.visit(value, f"{base.__name__}.{name}")
+                # methods that libraries call: no code of the user's has to name them
+                hooks = {n for b in cls.__mro__[:-1] if _is_library(b) for n in vars(b)}
+                for name in list(attributes):
+                    if name in hooks or (name.startswith("__") and callable(attributes[name])):
+                        self._attribute(attributes, attributes.__getitem__, name, base.__name__)
 
     def _property(self, value: Any, label: str) -> None:
         for name in ("fget", "func", "__func__", "__wrapped__"):
@@ -309,8 +321,12 @@ class _Walk:
     def _object(self, value: Any, label: str) -> None:
         attributes = getattr(value, "__dict__", {})
         if _is_library(type(value)):
-            for name in attributes.keys() - _COUNTERS:
-                if is_cache(name):
+            for name in attributes:
+                if (
+                    is_cache(name)
+                    or (name in _COUNTERS or name[0] == "_")
+                    and isinstance(value, ELBO)
+                ):
                     continue
                 self._attribute(attributes, attributes.__getitem__, name, label)
         else:
@@ -341,6 +357,7 @@ _FOLLOW: dict[Any, Callable[[_Walk, Any, str], None]] = {
     Trace: _Walk._trace,
     np.ndarray: _Walk._array,
     (bytearray, memoryview, array.array): _Walk._bytes,
+    weakref.ref: _Walk._reference,
     functools._lru_cache_wrapper: _Walk._cached,
     (operator.attrgetter, operator.methodcaller): _Walk._getter,
     types.ModuleType: _Walk._python_module,
@@ -374,6 +391,10 @@ def _slots_of(cls: type) -> tuple[str, ...]:
     names = (slots,) if isinstance(slots, str) else tuple(slots)
     private = f"_{cls.__name__.lstrip('_')}"  # as Python writes names like __weight in a class
     return tuple(private + n if n.startswith("__") and not n.endswith("__") else n for n in names)
+
+
+def _referent(reference: weakref.ref) -> Any:
+    return reference()
 
 
 def _misses(cached: Any) -> tuple[int, int]:

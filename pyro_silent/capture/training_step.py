@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class TrainingStep(Program):
     """A step of SVI; the optimizers are part of the graph where there are rules for all of them."""
 
-    def __init__(self, svi: CompiledSVI) -> None:
-        super().__init__(dict(svi.visited))
+    def __init__(self, svi: CompiledSVI, parameters: dict[str, Tensor]) -> None:
+        super().__init__(parameters)
         self._svi = svi
         self._kind: type | None = None  # of the loss, where it is a tuple
         self.loss = svi.loss_object
