@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.contenders import (
     CAPTURED,
+    CAPTURED_AFTER,
     JIT,
     NUMPYRO_LOOP,
     PYRO_LOSSES,
@@ -31,7 +32,6 @@ from pyro_silent import CompiledELBOModule, CompiledSVI, SilentELBO
 
 STEPS_APART, HOLD = 5, 20  # an exact loss every 5 steps; to stay is to have 20 below the target
 MAX_STEPS = 2000
-WARM_UP = 3  # steps that create the parameters, capture and compile
 
 Step = Callable[[], object]
 Exact = Callable[[], float]
@@ -98,11 +98,11 @@ def captured_race(
     svi = CompiledSVI(model, guide, optimizer, SilentELBO(), backend=backend)
     step = partial(svi.step, *next(case.batches()))
     began = time.perf_counter()
-    for _ in range(WARM_UP):
+    for _ in range(CAPTURED_AFTER):
         step()
     compiling = time.perf_counter() - began
     began = time.process_time()
-    for _ in range(WARM_UP):
+    for _ in range(CAPTURED_AFTER):
         step()
     head_start = 2 * (time.process_time() - began)
     exact = lambda: closed_form_loss(case, *site_parameters(guide))  # noqa: E731
@@ -117,7 +117,7 @@ def captured_lbfgs(case: Case, backend: str) -> tuple[fitting.Fit, float]:
     objective = CompiledELBOModule(SilentELBO()(model, guide), backend=backend)
     leaves = [leaf for _, leaf in pyro.get_param_store().named_parameters()]
     began = time.perf_counter()
-    for _ in range(WARM_UP):
+    for _ in range(CAPTURED_AFTER):
         objective(*args).backward()
     compiling = time.perf_counter() - began
     fit = fitting.Fit(f"L-BFGS + {CAPTURED}")
