@@ -195,7 +195,10 @@ class Captures:
             return self._step(args, kwargs)
         result = self._step(args, kwargs)
         entry.visited = self._visited()
-        changed = entry.watched.changed() or entry.watched.replaced()
+        replaced = entry.watched.replaced()
+        if replaced is not None:
+            self._refuse(entry, f"a step replaces {replaced}, which a graph would not do.")
+        changed = entry.watched.changed()
         return result if changed is None else self._moved(entry, changed, result)
 
     def _moved(self, entry: _Entry, why: str | None, result: Any) -> Any:
@@ -225,6 +228,8 @@ class Captures:
         try:
             capture = Capture(self._make(entry.visited), around, arguments)
             capture.trace(arguments, args, kwargs)
+        except Stale as stale:
+            return self._moved(entry, str(stale), self._step(args, kwargs))
         except Exception as error:  # whatever a program cannot stand while it is traced
             if self._raises:
                 raise CaptureError(_reason(error)) from error

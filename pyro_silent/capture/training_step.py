@@ -74,7 +74,7 @@ class TrainingStep(Program):
         loss = run_once(lambda: self._loss_and_gradients(args, kwargs), self.parameters)
         gained = {name for name, p in self.parameters.items() if p.grad is not None}
         if not gained <= self._trained.keys():
-            raise CaptureError("two runs of the programs give gradients to different parameters.")
+            raise Stale("which parameters have had a gradient")
         self._kind = type(loss) if isinstance(loss, tuple) else None
         losses = as_tensors(loss)
         gradients = [
@@ -116,6 +116,9 @@ class TrainingStep(Program):
         ):
             if any(gradient is not None and bool(gradient.any()) for gradient in now):
                 raise Stale("a gradient that was there before the step")
+            for name, gradient in zip(self.parameters, now):
+                if (gradient is not None) is not (name in self._trained):
+                    raise Stale("which parameters have had a gradient")
             self._note_gradients()
         for parameter in self._all:
             if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
