@@ -144,6 +144,9 @@ _DYNAMIC = {"getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrg
 
 _ENVIRONMENT = {"environ", "getenv"}
 _UNSEEN = {"eval", "exec", "globals", "locals"}
+_RECORDS = {"trace", "guide_trace", "model_trace", "args_kwargs"}
+"""Attributes in which Pyro's handlers keep their last run."""
+
 _COUNTERS = {"num_steps", "max_plate_nesting"}
 """Attributes of a loss, besides private ones, that change as it runs."""
 
@@ -286,7 +289,7 @@ class _Walk:
         else:
             self._later(module, label)
         for name in [name for name in attributes if name in own]:
-            if is_cache(name):
+            if is_cache(name) or name in _RECORDS:
                 continue
             if name in _OF_MODULES and name != "training":
                 self._mapping(attributes[name], f"{label}.{name}")
@@ -321,11 +324,12 @@ class _Walk:
     def _object(self, value: Any, label: str) -> None:
         attributes = getattr(value, "__dict__", {})
         if _is_library(type(value)):
+            passed_by = _COUNTERS if isinstance(value, ELBO) else _RECORDS
             for name in attributes:
                 if (
                     is_cache(name)
-                    or (name in _COUNTERS or name[0] == "_")
-                    and isinstance(value, ELBO)
+                    or name in passed_by
+                    or (name[0] == "_" and passed_by is _COUNTERS)
                 ):
                     continue
                 self._attribute(attributes, attributes.__getitem__, name, label)
