@@ -20,7 +20,17 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from tests.capture import stale_settings
-from tests.capture.scenes import DATA, ROWS, Scene, coefficients, guide, observe, play, regression
+from tests.capture.scenes import (
+    DATA,
+    ROWS,
+    Scene,
+    coefficients,
+    guide,
+    observe,
+    play,
+    point,
+    regression,
+)
 
 OTHER = torch.tensor([2.0, 0.4, -1.3, 0.8], dtype=torch.float64)
 NOISE = 0.5
@@ -44,7 +54,7 @@ def closure_tensor_rebound() -> Scene:
         nonlocal data
         data = OTHER
 
-    return Scene(model, guide, change)
+    return Scene(model, point, change)
 
 
 def closure_tensor_written() -> Scene:
@@ -53,7 +63,7 @@ def closure_tensor_written() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), data)
 
-    return Scene(model, guide, lambda svi: data.copy_(OTHER))
+    return Scene(model, point, lambda svi: data.copy_(OTHER))
 
 
 def view_of_a_closure_tensor_written() -> Scene:
@@ -63,7 +73,7 @@ def view_of_a_closure_tensor_written() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), data)
 
-    return Scene(model, guide, lambda svi: both.copy_(torch.stack([OTHER, OTHER])))
+    return Scene(model, point, lambda svi: both.copy_(torch.stack([OTHER, OTHER])))
 
 
 def global_tensor_rebound() -> Scene:
@@ -72,7 +82,7 @@ def global_tensor_rebound() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients() + SHIFT)
 
-    return Scene(model, guide, lambda svi: globals().update(SHIFT=torch.tensor(1.0)))
+    return Scene(model, point, lambda svi: globals().update(SHIFT=torch.tensor(1.0)))
 
 
 def tensor_in_a_dict() -> Scene:
@@ -81,7 +91,7 @@ def tensor_in_a_dict() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), batch["data"])
 
-    return Scene(model, guide, lambda svi: batch.update(data=OTHER))
+    return Scene(model, point, lambda svi: batch.update(data=OTHER))
 
 
 def tensor_in_a_nested_list() -> Scene:
@@ -90,17 +100,17 @@ def tensor_in_a_nested_list() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), batches[0][1][0])
 
-    return Scene(model, guide, lambda svi: batches[0][1].__setitem__(0, OTHER))
+    return Scene(model, point, lambda svi: batches[0][1].__setitem__(0, OTHER))
 
 
 def tensor_attribute_of_the_models_object() -> Scene:
     program = Program()
-    return Scene(program.model, guide, lambda svi: setattr(program, "data", OTHER))
+    return Scene(program.model, point, lambda svi: setattr(program, "data", OTHER))
 
 
 def tensor_attribute_of_a_callable_object() -> Scene:
     program = Program()
-    return Scene(program, guide, lambda svi: setattr(program, "data", OTHER))
+    return Scene(program, point, lambda svi: setattr(program, "data", OTHER))
 
 
 def tensor_read_by_the_guide() -> Scene:
@@ -122,14 +132,14 @@ def tensor_of_a_handler() -> Scene:
             pyro.sample("x", dist.Normal(ROWS @ z, 0.5))
 
     conditioned = pyro.condition(model, data=observed)
-    return Scene(conditioned, guide, lambda svi: observed.update(x=OTHER))
+    return Scene(conditioned, point, lambda svi: observed.update(x=OTHER))
 
 
 def default_tensor() -> Scene:
     def model(data: Tensor = DATA) -> None:
         observe(ROWS @ coefficients(), data)
 
-    return Scene(model, guide, lambda svi: setattr(model, "__defaults__", (OTHER,)))
+    return Scene(model, point, lambda svi: setattr(model, "__defaults__", (OTHER,)))
 
 
 TENSORS = [
@@ -248,7 +258,7 @@ class Lazy:
 def of_program(model: str, change: Any, make: Any = Program) -> Any:
     def scene() -> Scene:
         program = make()
-        return Scene(getattr(program, model), guide, lambda svi: change(program))
+        return Scene(getattr(program, model), point, lambda svi: change(program))
 
     return scene
 
@@ -258,7 +268,7 @@ def class_attribute() -> Scene:
         """A class for this scene."""
 
     program = Fresh()
-    return Scene(program.model_of_class, guide, lambda svi: setattr(Fresh, "shared", 0.9))
+    return Scene(program.model_of_class, point, lambda svi: setattr(Fresh, "shared", 0.9))
 
 
 def closure_float_rebound() -> Scene:
@@ -271,7 +281,7 @@ def closure_float_rebound() -> Scene:
         nonlocal noise
         noise = 0.9
 
-    return Scene(model, guide, change)
+    return Scene(model, point, change)
 
 
 def global_float_rebound() -> Scene:
@@ -280,7 +290,7 @@ def global_float_rebound() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=NOISE)
 
-    return Scene(model, guide, lambda svi: globals().update(NOISE=0.9))
+    return Scene(model, point, lambda svi: globals().update(NOISE=0.9))
 
 
 def global_function_rebound() -> Scene:
@@ -289,7 +299,7 @@ def global_function_rebound() -> Scene:
     def model() -> None:
         observe(helper(coefficients()))
 
-    return Scene(model, guide, lambda svi: globals().update(helper=helper_of(2.0)))
+    return Scene(model, point, lambda svi: globals().update(helper=helper_of(2.0)))
 
 
 def helper_of(factor: float) -> Any:
@@ -302,7 +312,7 @@ def constant_of_another_module() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=stale_settings.noise)
 
-    return Scene(model, guide, lambda svi: setattr(stale_settings, "noise", 0.9))
+    return Scene(model, point, lambda svi: setattr(stale_settings, "noise", 0.9))
 
 
 def function_of_another_module() -> Scene:
@@ -311,7 +321,7 @@ def function_of_another_module() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=stale_settings.scale(0.5))
 
-    return Scene(model, guide, lambda svi: setattr(stale_settings, "scale", lambda v: 2 * v))
+    return Scene(model, point, lambda svi: setattr(stale_settings, "scale", lambda v: 2 * v))
 
 
 def list_appended() -> Scene:
@@ -320,7 +330,7 @@ def list_appended() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients() + sum(terms))
 
-    return Scene(model, guide, lambda svi: terms.append(0.9))
+    return Scene(model, point, lambda svi: terms.append(0.9))
 
 
 def list_of_tensors_appended() -> Scene:
@@ -332,7 +342,7 @@ def list_of_tensors_appended() -> Scene:
             with pyro.plate(f"rows_{i}", 4):
                 pyro.sample(f"x_{i}", dist.Normal(ROWS @ z, 1.0), obs=data)
 
-    return Scene(model, guide, lambda svi: terms.append(OTHER))
+    return Scene(model, point, lambda svi: terms.append(OTHER))
 
 
 def long_list_changed() -> Scene:
@@ -341,7 +351,7 @@ def long_list_changed() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients() + sum(terms))
 
-    return Scene(model, guide, lambda svi: terms.__setitem__(150, 1.0))
+    return Scene(model, point, lambda svi: terms.__setitem__(150, 1.0))
 
 
 def deque_rotated() -> Scene:
@@ -350,7 +360,7 @@ def deque_rotated() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=terms[0])
 
-    return Scene(model, guide, lambda svi: terms.rotate(1))
+    return Scene(model, point, lambda svi: terms.rotate(1))
 
 
 def array_written() -> Scene:
@@ -359,7 +369,7 @@ def array_written() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=float(noise[0]))
 
-    return Scene(model, guide, lambda svi: noise.__setitem__(0, 0.9))
+    return Scene(model, point, lambda svi: noise.__setitem__(0, 0.9))
 
 
 def array_replaced() -> Scene:
@@ -368,7 +378,7 @@ def array_replaced() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=torch.as_tensor(program.noise))
 
-    return Scene(model, guide, lambda svi: setattr(program, "noise", np.array([0.9])))
+    return Scene(model, point, lambda svi: setattr(program, "noise", np.array([0.9])))
 
 
 def set_extended() -> Scene:
@@ -377,7 +387,7 @@ def set_extended() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=sum(factors))
 
-    return Scene(model, guide, lambda svi: factors.add(0.25))
+    return Scene(model, point, lambda svi: factors.add(0.25))
 
 
 def dict_entry_set() -> Scene:
@@ -386,7 +396,7 @@ def dict_entry_set() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=settings["noise"])
 
-    return Scene(model, guide, lambda svi: settings.update(noise=0.9))
+    return Scene(model, point, lambda svi: settings.update(noise=0.9))
 
 
 def dict_entry_added() -> Scene:
@@ -395,7 +405,7 @@ def dict_entry_added() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=settings.get("noise", 0.5))
 
-    return Scene(model, guide, lambda svi: settings.update(noise=0.9))
+    return Scene(model, point, lambda svi: settings.update(noise=0.9))
 
 
 def keyword_of_a_partial() -> Scene:
@@ -403,14 +413,14 @@ def keyword_of_a_partial() -> Scene:
         observe(ROWS @ coefficients(), noise=noise)
 
     partial = functools.partial(model, noise=0.5)
-    return Scene(partial, guide, lambda svi: partial.keywords.update(noise=0.9))
+    return Scene(partial, point, lambda svi: partial.keywords.update(noise=0.9))
 
 
 def keyword_default() -> Scene:
     def model(*, noise: float = 0.5) -> None:
         observe(ROWS @ coefficients(), noise=noise)
 
-    return Scene(model, guide, lambda svi: model.__kwdefaults__.update(noise=0.9))
+    return Scene(model, point, lambda svi: model.__kwdefaults__.update(noise=0.9))
 
 
 def code_of_a_function() -> Scene:
@@ -420,7 +430,7 @@ def code_of_a_function() -> Scene:
     def other() -> None:
         observe(ROWS @ coefficients(), noise=0.9)
 
-    return Scene(model, guide, lambda svi: setattr(model, "__code__", other.__code__))
+    return Scene(model, point, lambda svi: setattr(model, "__code__", other.__code__))
 
 
 def attribute_of_a_function() -> Scene:
@@ -431,7 +441,7 @@ def attribute_of_a_function() -> Scene:
         return
 
     settings.noise = 0.5
-    return Scene(model, guide, lambda svi: setattr(settings, "noise", 0.9))
+    return Scene(model, point, lambda svi: setattr(settings, "noise", 0.9))
 
 
 def decorated() -> Scene:
@@ -448,7 +458,7 @@ def decorated() -> Scene:
     def model(noise: float) -> None:
         observe(ROWS @ coefficients(), noise=noise)
 
-    return Scene(model, guide, lambda svi: settings.update(noise=0.9))
+    return Scene(model, point, lambda svi: settings.update(noise=0.9))
 
 
 def memory_of_a_lazy_object() -> Scene:
@@ -457,7 +467,7 @@ def memory_of_a_lazy_object() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), noise=lazy.noise)
 
-    return Scene(model, guide, lambda svi: lazy.values.update(noise=0.9))
+    return Scene(model, point, lambda svi: lazy.values.update(noise=0.9))
 
 
 def cached_function_cleared() -> Scene:
@@ -474,12 +484,12 @@ def cached_function_cleared() -> Scene:
         settings["noise"] = 0.9
         noise.cache_clear()
 
-    return Scene(model, guide, change)
+    return Scene(model, point, change)
 
 
 def scale_of_a_handler() -> Scene:
     handler = ScaleMessenger(1.0)
-    return Scene(handler(regression), guide, lambda svi: setattr(handler, "scale", 3.0))
+    return Scene(handler(regression), point, lambda svi: setattr(handler, "scale", 3.0))
 
 
 def handler_made_in_the_model() -> Scene:
@@ -489,7 +499,7 @@ def handler_made_in_the_model() -> Scene:
         with poutine.scale(scale=weight[0]):
             regression()
 
-    return Scene(model, guide, lambda svi: weight.__setitem__(0, 3.0))
+    return Scene(model, point, lambda svi: weight.__setitem__(0, 3.0))
 
 
 def setting_of_the_loss() -> Scene:
@@ -503,7 +513,7 @@ def model_of_the_svi() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients(), OTHER)
 
-    return Scene(regression, guide, lambda svi: setattr(svi, "model", model))
+    return Scene(regression, point, lambda svi: setattr(svi, "model", model))
 
 
 def guide_of_the_svi() -> Scene:
@@ -512,7 +522,7 @@ def guide_of_the_svi() -> Scene:
         scale = pyro.param("scale", lambda: torch.ones(3), constraint=constraints.positive)
         pyro.sample("z", dist.Normal(loc, 0.1 * scale).to_event(1))
 
-    return Scene(regression, guide, lambda svi: setattr(svi, "guide", narrow))
+    return Scene(regression, point, lambda svi: setattr(svi, "guide", narrow))
 
 
 def shape_of_a_closure_tensor() -> Scene:
@@ -524,7 +534,7 @@ def shape_of_a_closure_tensor() -> Scene:
     def change(svi):
         rows[0], data[0] = ROWS[:3], DATA[:3]
 
-    return Scene(model, guide, change)
+    return Scene(model, point, change)
 
 
 def values_of_an_index() -> Scene:
@@ -533,7 +543,7 @@ def values_of_an_index() -> Scene:
     def model() -> None:
         observe(coefficients()[index])
 
-    return Scene(model, guide, lambda svi: index.copy_(torch.tensor([1, 1, 0, 2])))
+    return Scene(model, point, lambda svi: index.copy_(torch.tensor([1, 1, 0, 2])))
 
 
 def another_index() -> Scene:
@@ -542,7 +552,7 @@ def another_index() -> Scene:
     def model() -> None:
         observe(coefficients()[index[0]])
 
-    return Scene(model, guide, lambda svi: index.__setitem__(0, torch.tensor([1, 1, 0, 2])))
+    return Scene(model, point, lambda svi: index.__setitem__(0, torch.tensor([1, 1, 0, 2])))
 
 
 def values_of_a_mask_that_indexes() -> Scene:
@@ -551,7 +561,7 @@ def values_of_a_mask_that_indexes() -> Scene:
     def model() -> None:
         observe((ROWS @ coefficients())[mask], DATA[mask])
 
-    return Scene(model, guide, lambda svi: mask.copy_(torch.tensor([False, False, True, True])))
+    return Scene(model, point, lambda svi: mask.copy_(torch.tensor([False, False, True, True])))
 
 
 def values_of_a_mask() -> Scene:
@@ -562,7 +572,7 @@ def values_of_a_mask() -> Scene:
         with pyro.plate("rows", 4), poutine.mask(mask=mask):
             pyro.sample("x", dist.Normal(ROWS @ z, 0.5), obs=DATA)
 
-    return Scene(model, guide, lambda svi: mask.copy_(torch.tensor([False, False, True, True])))
+    return Scene(model, point, lambda svi: mask.copy_(torch.tensor([False, False, True, True])))
 
 
 def number_in_a_tensor() -> Scene:
@@ -575,7 +585,7 @@ def number_in_a_tensor() -> Scene:
             with pyro.plate(f"rows_{i}", 4):
                 pyro.sample(f"x_{i}", dist.Normal(ROWS @ z, 1.0), obs=DATA)
 
-    return Scene(model, guide, lambda svi: number.fill_(3))
+    return Scene(model, point, lambda svi: number.fill_(3))
 
 
 VALUES = [
@@ -612,6 +622,7 @@ VALUES = [
     attribute_of_a_function,
     decorated,
     memory_of_a_lazy_object,
+    cached_function_cleared,
     scale_of_a_handler,
     handler_made_in_the_model,
     setting_of_the_loss,
@@ -638,7 +649,7 @@ def two_places_that_come_apart() -> Scene:
     """The tensor is the one of the module's globals too, until it is not."""
     program = Program()
     program.data = DATA
-    return Scene(program.model, guide, lambda svi: setattr(program, "data", OTHER))
+    return Scene(program.model, point, lambda svi: setattr(program, "data", OTHER))
 
 
 def two_tensors_that_become_one() -> Scene:
@@ -647,7 +658,7 @@ def two_tensors_that_become_one() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients() + first[0], second[0])
 
-    return Scene(model, guide, lambda svi: first.__setitem__(0, second[0]))
+    return Scene(model, point, lambda svi: first.__setitem__(0, second[0]))
 
 
 def two_tensors_that_are_exchanged() -> Scene:
@@ -656,7 +667,7 @@ def two_tensors_that_are_exchanged() -> Scene:
     def model() -> None:
         observe(ROWS @ coefficients() + pair[0], pair[1])
 
-    return Scene(model, guide, lambda svi: pair.reverse())
+    return Scene(model, point, lambda svi: pair.reverse())
 
 
 @pytest.mark.parametrize(
@@ -667,6 +678,25 @@ def test_places(make):
     play(make, graphs=None)
 
 
-def test_cached_function():
-    """Its values cannot be seen."""
-    play(cached_function_cleared, refused="cache")
+def test_tensor_out_of_a_cache():
+    """It cannot be seen, and is refused."""
+    scale = {"shift": 0.5}
+
+    @functools.cache
+    def shift() -> Tensor:
+        return torch.full((4,), scale["shift"])
+
+    def make() -> Scene:
+        scale["shift"] = 0.5
+        shift.cache_clear()
+
+        def model() -> None:
+            observe(ROWS @ coefficients() + shift())
+
+        def change(svi):
+            scale["shift"] = 0.9
+            shift.cache_clear()
+
+        return Scene(model, point, change)
+
+    play(make, refused="cache")
