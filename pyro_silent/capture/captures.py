@@ -232,7 +232,8 @@ class Captures:
             return self._moved(entry, str(stale), self._step(args, kwargs))
         except Exception as error:  # whatever a program cannot stand while it is traced
             if self._raises:
-                raise CaptureError(_reason(error)) from error
+                entry.refused = _reason(error)
+                raise CaptureError(entry.refused) from error
             result = self._step(args, kwargs)  # if this raises too, the error is the program's own
             self._refuse(entry, _reason(error))
             return result

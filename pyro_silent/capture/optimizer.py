@@ -31,7 +31,7 @@ class Updates:
         self._settings = [settings_of(group) for group in self._groups]
         self._known = [list(group.values()) for group in self._groups]
         self._moved = False
-        self._states = [o.state[p] for o, p in zip(self._optimizers, self._parameters)]
+        self._states = [o.state.get(p, {}) for o, p in zip(self._optimizers, self._parameters)]
         self._counts = [
             (rule.before, group, state)
             for rule, group, state in zip(self._rules, self._groups, self._states)
@@ -120,7 +120,8 @@ class Updates:
             objects = self._optim.optim_objs
             slots.append(Slot(objects.__getitem__, parameter, objects[parameter], label))
             slots.append(Slot(optimizer.__getattribute__, "state", optimizer.state, label))
-            slots.append(Slot(optimizer.state.__getitem__, parameter, state, label))
+            if parameter in optimizer.state:
+                slots.append(Slot(optimizer.state.__getitem__, parameter, state, label))
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     slots.append(Slot(state.__getitem__, key, value, f"{key} of {name!r}"))

@@ -240,8 +240,15 @@ class _Walk:
         self.visit(method.__func__, label)
 
     def _partial(self, partial: functools.partial, label: str) -> None:
-        for name in ("func", "args", "keywords"):
-            self.slot(partial.__getattribute__, name, f"{label}.{name}")
+        for name in ("func", "args", "keywords"):  # which stay what they are
+            self.visit(getattr(partial, name), f"{label}.{name}")
+
+    def _tuple(self, values: tuple, label: str) -> None:
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                self.slot(values.__getitem__, i, f"{label}[{i}]")
+            else:
+                self.visit(value, f"{label}[{i}]")
 
     def _sequence(self, sequence: Any, label: str) -> None:
         self.slots.append(Slot(length_of, sequence, len(sequence), f"len({label})"))
@@ -355,7 +362,8 @@ _FOLLOW: dict[Any, Callable[[_Walk, Any, str], None]] = {
     types.MethodType: _Walk._method,
     functools.partial: _Walk._partial,
     nn.Module: _Walk._module,
-    (list, tuple, deque): _Walk._sequence,
+    tuple: _Walk._tuple,
+    (list, deque): _Walk._sequence,
     (dict, types.MappingProxyType): _Walk._mapping,
     (set, frozenset): _Walk._set,
     Trace: _Walk._trace,
