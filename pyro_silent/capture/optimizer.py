@@ -83,16 +83,33 @@ class Updates:
         written = [*self._parameters]
         written += [t for s in self._states for t in s.values() if isinstance(t, Tensor)]
         before = [] if doubt is None else [tensor.clone() for tensor in written]
-        start = 0
-        for parameter, gradient, rule, group, state in zip(
-            self._parameters, gradients, self._rules, self._groups, self._states
-        ):
-            end = start + len(rule.numbers(group, state))
+        parts = zip(self._parameters, gradients, self._rules, self._groups, self._states)
+        for (parameter, gradient, rule, group, state), factors in zip(parts, self._factors()):
             clipped = _clip(gradient, **self._optim._get_grad_clip_args(parameter))
-            rule.apply(parameter, clipped, state, group, self.numbers[start:end].unbind())
-            start = end
+            rule.apply(parameter, clipped, state, group, factors)
         for tensor, value in zip(written, before):
             tensor.copy_(value if doubt is None else torch.where(doubt, value, tensor))
+
+    def _factors(self) -> list[list[Tensor]]:
+        """For each parameter what its rule multiplies with, in its dtype.
+
+        They pass through a sum with zeros, which a compiler does not take into its loops over the
+        elements of parameters: a power in double precision for each of them costs more than the step.
+        """
+        found, start = [], 0
+        for rule, group, state in zip(self._rules, self._groups, self._states):
+            end = start + len(rule.numbers(group, state))
+            found.append(rule.factors(self.numbers[start:end].unbind(), state, group))
+            start = end
+        result: list[list[Tensor]] = [[] for _ in found]
+        for dtype in {parameter.dtype for parameter in self._parameters}:
+            mine = [i for i, p in enumerate(self._parameters) if p.dtype == dtype]
+            values = torch.stack([f for i in mine for f in found[i]]).to(dtype)
+            values = torch.cat([values[None], values.new_zeros(15, len(values))]).sum(0)
+            factors = iter(values.unbind())
+            for i in mine:
+                result[i] = [next(factors) for _ in found[i]]
+        return result
 
     def constants(self) -> list:
         """What the graph takes for granted: rules, settings, clipping."""

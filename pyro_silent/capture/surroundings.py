@@ -319,7 +319,8 @@ class _Walk:
                 # methods that libraries call: no code of the user's has to name them
                 hooks = {n for b in cls.__mro__[:-1] if _is_library(b) for n in vars(b)}
                 for name in list(attributes):
-                    if name in hooks or (name.startswith("__") and callable(attributes[name])):
+                    is_hook = name in hooks or name.startswith("_pyro_")
+                    if is_hook or (name.startswith("__") and callable(attributes[name])):
                         self._attribute(attributes, attributes.__getitem__, name, base.__name__)
 
     def _property(self, value: Any, label: str) -> None:

@@ -18,12 +18,14 @@ class Update(NamedTuple):
     r"""An optimizer's rule for one parameter.
 
     :ivar numbers: the plain numbers that the graph needs, as they are in this step.
-    :ivar apply: the update in the graph: ``apply(parameter, gradient, state, group, numbers)`` writes to
+    :ivar factors: what the update multiplies with, found from these in double precision, in the graph.
+    :ivar apply: the update in the graph: ``apply(parameter, gradient, state, group, factors)`` writes to
         the parameter and to the tensors of its state. Every other setting of the group is a constant.
     :ivar before: what the optimizer does with plain numbers before each update, outside of the graph.
     """
 
     numbers: Callable[[dict, dict], tuple[float, ...]]
+    factors: Callable[[Numbers, dict, dict], list[Tensor]]
     apply: Apply
     before: Callable[[dict, dict], None] | None = None
 
@@ -67,46 +69,59 @@ def _sgds_numbers(group: dict, state: dict) -> tuple[float, ...]:
     return group["lr"], group["momentum"]
 
 
-def _adam(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers) -> None:
+def _adams_factors(numbers: Numbers, state: dict, group: dict) -> list[Tensor]:
     rate, beta1, beta2 = numbers
+    step = (state["step"] + 1).to(rate.dtype)
+    size, root = rate / (1 - beta1**step), (1 - beta2**step).sqrt()
+    return [1 - beta1, beta2, 1 - beta2, size, root, 1 - rate * group["weight_decay"]]
+
+
+def _adam(parameter: Tensor, gradient: Tensor, state: dict, group: dict, factors: Numbers) -> None:
+    new, old_square, new_square, size, root, decay = factors
     if group["maximize"]:
         gradient = -gradient
     if group["weight_decay"]:
         if group.get("decoupled_weight_decay"):
-            parameter.mul_((1 - rate * group["weight_decay"]).to(parameter.dtype))
+            parameter.mul_(decay)
         else:
             gradient = gradient.add(parameter, alpha=group["weight_decay"])
     state["step"].add_(1)
-    step = state["step"].to(rate.dtype)
     first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.lerp_(gradient, (1 - beta1).to(first.dtype))
-    second.mul_(beta2).add_((1 - beta2) * gradient * gradient)
+    first.lerp_(gradient, new)
+    second.mul_(old_square).add_(new_square * gradient * gradient)
     if group["amsgrad"]:
         largest = state["max_exp_avg_sq"]
         largest.copy_(torch.maximum(largest, second))
         second = largest
-    size = rate / (1 - beta1**step)
-    spread = second.sqrt() / (1 - beta2**step).sqrt() + group["eps"]
-    parameter.sub_((size * (first / spread)).to(parameter.dtype))
+    parameter.sub_(size * (first / (second.sqrt() / root + group["eps"])))
+
+
+def _clipped_adams_factors(numbers: Numbers, state: dict, group: dict) -> list[Tensor]:
+    rate, beta1, beta2, step = numbers
+    size = rate * (1 - beta2**step).sqrt() / (1 - beta1**step)
+    return [beta1, 1 - beta1, beta2, 1 - beta2, size]
 
 
 def _clipped_adam(
-    parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers
+    parameter: Tensor, gradient: Tensor, state: dict, group: dict, factors: Numbers
 ) -> None:
-    rate, beta1, beta2, step = numbers
+    old, new, old_square, new_square, size = factors
     gradient = gradient.clamp(-group["clip_norm"], group["clip_norm"])
     if group["weight_decay"] != 0:
         gradient = gradient.add(parameter, alpha=group["weight_decay"])
     first, second = state["exp_avg"], state["exp_avg_sq"]
-    first.mul_(beta1).add_((1 - beta1) * gradient)
+    first.mul_(old).add_(new * gradient)
     deviation = gradient - first if group["centered_variance"] else gradient
-    second.mul_(beta2).add_((1 - beta2) * deviation * deviation)
-    size = rate * (1 - beta2**step).sqrt() / (1 - beta1**step)
-    parameter.sub_((size * (first / (second.sqrt() + group["eps"]))).to(parameter.dtype))
+    second.mul_(old_square).add_(new_square * deviation * deviation)
+    parameter.sub_(size * (first / (second.sqrt() + group["eps"])))
 
 
-def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers: Numbers) -> None:
-    rate, momentum = numbers
+def _sgds_factors(numbers: Numbers, state: dict, group: dict) -> list[Tensor]:
+    return [*numbers]
+
+
+def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, factors: Numbers) -> None:
+    rate, momentum = factors
     if group["maximize"]:
         gradient = -gradient
     if group["weight_decay"] != 0:
@@ -115,12 +130,12 @@ def _sgd(parameter: Tensor, gradient: Tensor, state: dict, group: dict, numbers:
         buffer = state["momentum_buffer"]
         buffer.mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
         gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-    parameter.sub_((rate * gradient).to(parameter.dtype))
+    parameter.sub_(rate * gradient)
 
 
 _RULES: dict[Any, Update] = {
-    torch.optim.Adam: Update(_adams_numbers, _adam),
-    torch.optim.AdamW: Update(_adams_numbers, _adam),
-    torch.optim.SGD: Update(_sgds_numbers, _sgd),
-    ClippedAdam: Update(_clipped_adams_numbers, _clipped_adam, _decay),
+    torch.optim.Adam: Update(_adams_numbers, _adams_factors, _adam),
+    torch.optim.AdamW: Update(_adams_numbers, _adams_factors, _adam),
+    torch.optim.SGD: Update(_sgds_numbers, _sgds_factors, _sgd),
+    ClippedAdam: Update(_clipped_adams_numbers, _clipped_adams_factors, _clipped_adam, _decay),
 }
