@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import discrete_vae_report
 import gumbel_rao_toy
 import listops_report
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
+import captured_step  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLES: dict[str, Callable[[dict], str]] = {
     "gumbel_rao_toy": gumbel_rao_toy.readme_table,
@@ -27,6 +31,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "discrete_vae": discrete_vae_report.readme_table,
     "annealed_vae": annealed_vae_report.readme_table,
     "compare_elbos": compare_elbos_report.readme_table,
+    "captured_step": captured_step.readme_table,
 }
 
 

@@ -99,6 +99,23 @@ def time_targets(case: Case, times: Times) -> list[Target]:
     return targets
 
 
+def readme_table(record: dict) -> str:
+    """Return the table of the README from what the benchmark wrote with ``--out``."""
+    names = [SILENT, BY_HAND, NUMPYRO, CAPTURED]
+    lines = [
+        f"| a step, Adam included | {TRACE}, ms | {' | '.join(f'{n} / it' for n in names)} |",
+        "| --- " * (len(names) + 2) + "|",
+    ]
+    for case, figures in record["figures"]["steps"].items():
+        ratios = [figures["ratio_to_trace_elbo"].get(name) for name in names]
+        cells = ["-" if r is None else f"{r['median']:.3f}" for r in ratios]
+        milliseconds = figures["milliseconds"][TRACE]
+        lines.append(f"| {case} | {milliseconds:.2f} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    command = "python examples/benchmarks/captured_step.py --out docs/captured_step.json"
+    return "\n".join([*lines, "", f"One core, {versions}. `{command}`"])
+
+
 def main() -> int:
     """Run the benchmark and return the exit code."""
     parser = benchmark_parser(__doc__)

@@ -15,7 +15,7 @@ from pyro_silent.capture.backend import Run, prepare
 from pyro_silent.capture.graph import Graph, trace
 from pyro_silent.capture.inputs import Inputs, Stale, named, pattern_of
 from pyro_silent.capture.program import Program
-from pyro_silent.capture.schedule import uncounted
+from pyro_silent.capture.schedule import forget_answers, uncounted
 from pyro_silent.capture.slots import Slot
 from pyro_silent.capture.surroundings import CACHE, Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
@@ -130,6 +130,9 @@ class Capture:
             drawn = random_state()
         finally:
             restore(now)
+        if self.program.can_fail and outputs[-1].item():
+            forget_answers(self.program.loss)
+            raise Stale("how a term has to be computed")
         compare_results(self.program.expected(result), outputs)
         names = self._graph.inputs
         for name, a, b in zip(names, after, before, strict=True):

@@ -128,7 +128,9 @@ def _given_log_scale(
     inner = []
     for node, weight in zip(nodes.tolist(), (weights / weights.sum()).tolist()):
         factor = (-average - node * width).exp()
-        inner.append(weight * log1p_square((center + node * loading) * factor, spread * factor))
+        moved = (center + node * loading) * factor
+        # how many nodes there are may change: what one of them met says nothing of the next step's
+        inner.append(weight * log1p_square(moved, spread * factor, is_same_term=False))
     note(f"quadrature({count})")
     return torch.stack(torch.broadcast_tensors(*inner)).sum(0)
 
