@@ -211,7 +211,7 @@ def test_example_that_draws_is_trained_alike(name):
 
 
 def test_robust_regression_is_trained_alike():
-    """A graph keeps to the quadrature nodes it was traced with while they suffice, an eager step does not.
+    """A graph keeps to its quadrature nodes as long as they suffice, an eager step does not.
 
     What the other nodes give differs by their error, which a gradient shows in its ninth digit.
     """
