@@ -17,8 +17,9 @@ from pyro_silent.capture.inputs import Inputs, Stale, named, pattern_of
 from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import forget_answers, uncounted
 from pyro_silent.capture.slots import Slot
-from pyro_silent.capture.surroundings import CACHE, Surroundings
+from pyro_silent.capture.surroundings import Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
+from pyro_silent.capture.walk import CACHE
 from pyro_silent.elbo.random_state import RandomState, random_state, restore, same
 from pyro_silent.errors import CaptureError
 from pyro_silent.looking import capturing

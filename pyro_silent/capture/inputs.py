@@ -119,7 +119,9 @@ class Inputs:
     def _take(self) -> None:
         """Note the tensors that rest where they are."""
         self._look = Look(self._slots)
-        self._resting = [self.tensors[i] for i in self._at_rest]
+        # the optimizers' own tensors are theirs alone: nobody gives them other memory
+        resting = (self.tensors[i] for i in self._at_rest)
+        self._resting = [t for t in resting if t.requires_grad or id(t) not in self._pinned]
         self._pointers = [t.data_ptr() for t in self._resting]
         self._trained = [t.requires_grad for t in self._resting]
 
