@@ -105,12 +105,12 @@ def tensor_in_a_nested_list() -> Scene:
 
 def tensor_attribute_of_the_models_object() -> Scene:
     program = Program()
-    return Scene(program.model, point, lambda svi: setattr(program, "data", OTHER))
+    return Scene(program.model, point, lambda svi: setattr(program, "rows_seen", OTHER))
 
 
 def tensor_attribute_of_a_callable_object() -> Scene:
     program = Program()
-    return Scene(program, point, lambda svi: setattr(program, "data", OTHER))
+    return Scene(program, point, lambda svi: setattr(program, "rows_seen", OTHER))
 
 
 def tensor_read_by_the_guide() -> Scene:
@@ -194,7 +194,7 @@ class Program:
 
     def __init__(self) -> None:
         self.beta = 0.5
-        self.data = DATA.clone()
+        self.rows_seen = DATA.clone()
         self.inner = Inner()
         self.slotted = Slotted()
         self.settings = Settings()
@@ -202,7 +202,7 @@ class Program:
         self.kinds = {"noise": 0.5}
 
     def model(self) -> None:
-        observe(ROWS @ coefficients(), self.data, self.beta)
+        observe(ROWS @ coefficients(), self.rows_seen, self.beta)
 
     __call__ = model
 
@@ -648,8 +648,8 @@ def test_index_or_mask(make):
 def two_places_that_come_apart() -> Scene:
     """The tensor is the one of the module's globals too, until it is not."""
     program = Program()
-    program.data = DATA
-    return Scene(program.model, point, lambda svi: setattr(program, "data", OTHER))
+    program.rows_seen = DATA
+    return Scene(program.model, point, lambda svi: setattr(program, "rows_seen", OTHER))
 
 
 def two_tensors_that_become_one() -> Scene:
