@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import builtins
+import dis
 import functools
 import operator
 import os
@@ -70,6 +71,7 @@ class Walk:
         self.slots: list[Slot] = []
         self.contents: list[tuple[Any, Any, str]] = []
         self._names: set[str] = set()  # that reachable code mentions
+        self._imports: set[str] = set()  # of modules, inside of functions
         self._seen: dict[int, Any] = {}  # kept alive, so that no identity is used twice
         self._by_name: list[tuple[Mapping[str, Any], Callable, str]] = []
         self._with_defaults: list[tuple[Mapping[str, Any], Set[str], str]] = []
@@ -86,7 +88,7 @@ class Walk:
             for attributes, defaults, label in list(self._with_defaults):
                 for name in self._names & defaults - attributes.keys():
                     self._absent(attributes, name, label)
-            for name in self._names & sys.modules.keys():  # imported inside of a function
+            for name in self._imports & sys.modules.keys():
                 self.visit(sys.modules[name], name)
         if not _UNSEEN.isdisjoint(self._names):
             named = ", ".join(sorted(_UNSEEN & self._names))
@@ -138,6 +140,7 @@ class Walk:
                 self.slot(function.__getattribute__, name, f"{label}.{name}")
         if not _is_library(function) or function.__code__.co_filename.startswith("<"):
             variables = function.__globals__
+            self._imports.update(_imports(function.__code__))
             for name in _names(function.__code__):
                 self._names.add(name)
                 if name in variables:
@@ -297,6 +300,16 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def _imports(code: types.CodeType) -> Iterator[str]:
+    """Names of modules that a code object imports."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _imports(constant)
 
 
 def _get_or_absent(attributes: Mapping[str, Any], name: str) -> Any:
