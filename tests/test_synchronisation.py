@@ -83,7 +83,9 @@ class Copies(TorchFunctionMode):
         if func is Tensor.tolist or func is Tensor.numpy:
             self.seen.append(where)
         if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor):
-            if kwargs.get("device") is not None and "/torch/" not in where:  # else it stays
+            # without a device, or named on the CPU, it stays where it is
+            stays = isinstance(kwargs.get("device"), str | None)
+            if not stays and "/torch/" not in where:
                 self.seen.append(where)
         return func(*args, **kwargs)
 
