@@ -16,7 +16,6 @@ from pyro_silent.capture.graph import Graph, trace
 from pyro_silent.capture.inputs import Inputs, Stale, named, pattern_of
 from pyro_silent.capture.program import Program
 from pyro_silent.capture.schedule import forget_answers, uncounted
-from pyro_silent.capture.slots import Slot
 from pyro_silent.capture.surroundings import Surroundings
 from pyro_silent.capture.tracing import undone, without_looking
 from pyro_silent.capture.walk import CACHE
@@ -37,11 +36,10 @@ class Capture:
     :ivar compile_seconds: spent on the compiler.
     """
 
-    def __init__(self, program: Program, surroundings: Surroundings, arguments: Arguments) -> None:
+    def __init__(self, program: Program, surroundings: Surroundings) -> None:
         self.program = program
         self.trace_seconds = self.compile_seconds = 0.0
         self._surroundings = surroundings
-        self._others = arguments.others  # alive, since signatures tell them by identity
         self._fresh = False  # whether the inputs below are those of the last eager step
         self._graph: Graph
         self._inputs: Inputs
@@ -56,7 +54,8 @@ class Capture:
         started = time.perf_counter()
         program = self.program
         program.begin()
-        tensors = named(arguments, self._slots())
+        slots = [*program.slots(), *self._surroundings.tensors]
+        tensors = named(arguments, slots)
         trained = {id(parameter) for parameter in program.parameters.values()}
         leaves = [t for t in tensors.values() if t.requires_grad and t.is_leaf]
         changing = frozenset(name for name, tensor in tensors.items() if id(tensor) in trained)
@@ -89,7 +88,7 @@ class Capture:
         for name, tensor in tensors.items():
             if id(tensor) in trained and name in self._graph.inputs:  # an optimizer may move it
                 self._graph.before.setdefault(name, tensor.detach().clone())
-        self._pattern = pattern_of(arguments, self._slots())
+        self._pattern = pattern_of(arguments, slots)
         self._fixed = {n: tensors[n].detach().clone() for n in self._graph.structural}
         self._kinds = [kind_of(tensors[name]) for name in self._graph.inputs if name in tensors]
         self._state = random_state()
@@ -159,9 +158,10 @@ class Capture:
         self._fresh = False
         self._surroundings = self._surroundings.again()
         self.program.renew()
-        slots = self._slots()
+        own = self.program.slots()
+        slots = [*own, *self._surroundings.tensors]
         pinned = {id(parameter) for parameter in self.program.parameters.values()}
-        pinned |= {id(slot.value) for slot in self.program.slots()}
+        pinned |= {id(slot.value) for slot in own}
         tensors = {**named(arguments, slots), **self._graph.unowned}
         for name in self._graph.inputs:
             if name not in tensors:
@@ -191,9 +191,6 @@ class Capture:
     def replay(self, inputs: list[Tensor]) -> Any:
         """Take the step."""
         return self.program.replay(self._run, inputs)
-
-    def _slots(self) -> list[Slot]:
-        return [*self.program.slots(), *self._surroundings.tensors]
 
 
 def compare_results(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:

@@ -226,7 +226,7 @@ class Captures:
             return self._step(args, kwargs)
         entry.watched = None
         try:
-            capture = Capture(self._make(entry.visited), around, arguments)
+            capture = Capture(self._make(entry.visited), around)
             capture.trace(arguments, args, kwargs)
         except Stale as stale:
             return self._moved(entry, str(stale), self._step(args, kwargs))

@@ -110,26 +110,13 @@ class CompiledSVI(SVI):
         def slots() -> list[Slot]:
             return schedule_slots(self.loss_object)
 
-        self._steps = Captures(
-            roots,
-            slots,
-            functools.partial(TrainingStep, self),
-            self._step,
-            lambda: self.visited,
-            backend,
-            uncapturable,
-            max_graphs,
-        )
-        self._evaluations = Captures(
-            roots,
-            slots,
-            functools.partial(_Evaluation, self),
-            self._evaluate,
-            lambda: self.visited,
-            backend,
-            uncapturable,
-            max_graphs,
-        )
+        def captures(program: Any, eagerly: Any) -> Captures:
+            make = functools.partial(program, self)
+            limits = (backend, uncapturable, max_graphs)
+            return Captures(roots, slots, make, eagerly, lambda: self.visited, *limits)
+
+        self._steps = captures(TrainingStep, self._step)
+        self._evaluations = captures(_Evaluation, self._evaluate)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a gradient step; returns the loss before it as a float, as Pyro does."""

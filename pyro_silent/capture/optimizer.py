@@ -82,13 +82,14 @@ class Updates:
         """Update every parameter by its gradient, unless in doubt; part of the graph."""
         written = [*self._parameters]
         written += [t for s in self._states for t in s.values() if isinstance(t, Tensor)]
-        before = [] if doubt is None else [tensor.clone() for tensor in written]
+        before = [tensor.clone() for tensor in written]  # unused, and dropped, without a doubt
         parts = zip(self._parameters, gradients, self._rules, self._groups, self._states)
         for (parameter, gradient, rule, group, state), factors in zip(parts, self._factors()):
             clipped = _clip(gradient, **self._optim._get_grad_clip_args(parameter))
             rule.apply(parameter, clipped, state, group, factors)
-        for tensor, value in zip(written, before):
-            tensor.copy_(value if doubt is None else torch.where(doubt, value, tensor))
+        if doubt is not None:
+            for tensor, value in zip(written, before):
+                tensor.copy_(torch.where(doubt, value, tensor))
 
     def _factors(self) -> list[list[Tensor]]:
         """For each parameter what its rule multiplies with, in its dtype.
